@@ -1,0 +1,213 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by every script in this folder: sourced, never run.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BUILD=$REPO/build
+BRANCH=neigh-override
+VERB=$(basename "$0")
+DEFAULT_BASE=6.12
+# Every base, newest first.
+ALL_BASES=(7.3 6.12)
+
+die() {
+	printf '%s: %s\n' "$VERB" "$*" >&2
+	exit 1
+}
+
+say() {
+	printf '%s: %s\n' "$VERB" "$*"
+}
+
+# No git variable of the caller's reaches the kernel trees.
+unset "${!GIT_@}"
+
+# The comment block at the top of a script is its help text.
+usage() {
+	sed -n '2,/^[^#]/{/^# \{0,1\}/s///p}' "$0"
+}
+
+# What is known of a base.  The version is the one that patches/ was made
+# against; a newer one of the same package is used when it is gone.
+select_base() {
+	BASE=$1
+	case $BASE in
+	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
+	     LABEL=Debian SUITE=trixie-backports ;;
+	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
+	     LABEL=Debian-Security SUITE=bookworm-security ;;
+	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
+	esac
+	TREE=$BUILD/linux-$BASE
+	PATCHES=$REPO/patches/$BASE
+	LOGS=$BUILD/log/$BASE
+	[[ $REPO != *[[:space:]:]* ]] ||
+		die "a kernel cannot be built below a path with a space or a colon: $REPO"
+	{ mkdir -p "$LOGS" 2>/dev/null && [ -w "$BUILD" ] && [ -w "$LOGS" ]; } ||
+		die "cannot write to $BUILD"
+}
+
+# git on the kernel tree, the same on every machine: no configuration, hooks
+# or attributes of the user or the system.
+tree_git() {
+	LC_ALL=C GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null \
+	GIT_ATTR_NOSYSTEM=1 GIT_OPTIONAL_LOCKS=0 \
+	git -C "$TREE" -c safe.directory='*' -c core.hooksPath=/dev/null \
+		-c core.attributesFile=/dev/null -c core.excludesFile=/dev/null \
+		-c advice.detachedHead=false -c gc.auto=0 "$@"
+}
+
+require_tree() {
+	{ [ -e "$TREE/.git" ] && tree_git rev-parse -q --verify base >/dev/null; } ||
+		die "no kernel tree for $BASE: run scripts/fetch --base $BASE first"
+}
+
+require_series() {
+	require_tree
+	tree_git rev-parse -q --verify "refs/heads/$BRANCH" >/dev/null ||
+		die "the series is not applied to $BASE: run scripts/apply --base $BASE first"
+}
+
+require_clean_tree() {
+	local changed
+	changed=$(tree_git status --porcelain --untracked-files=no | head -n 1)
+	[ -z "$changed" ] ||
+		die "$TREE has uncommitted changes (${changed:3}): commit or discard them first"
+}
+
+# One checksum over the patches of the base.
+patches_sum() {
+	(cd "$PATCHES" && cat -- *.patch) 2>/dev/null | sha256sum | cut -d' ' -f1
+}
+
+# Remember that the branch and patches/ say the same.
+record_series() {
+	tree_git config neigh-override.commit "$(tree_git rev-parse "$BRANCH")"
+	tree_git config neigh-override.patches "$(patches_sum)"
+}
+
+# need COMMAND:PACKAGE ... : install what is missing, or name it.
+need() {
+	local pair missing=() commands=()
+	for pair; do
+		if [[ ${pair%%:*} == */* ]]; then
+			compgen -G "${pair%%:*}" >/dev/null && continue
+		else
+			command -v "${pair%%:*}" >/dev/null && continue
+		fi
+		commands+=("${pair%%:*}")
+		missing+=("${pair#*:}")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		die "missing: ${commands[*]} (Debian packages: ${missing[*]})"
+	fi
+	say "installing ${missing[*]}"
+	mkdir -p "$BUILD/log"
+	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+		-o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}"; } \
+		>"$BUILD/log/install.log" 2>&1 ||
+		die "cannot install ${missing[*]}: $(grep -m1 '^E:' "$BUILD/log/install.log" ||
+			echo "see $BUILD/log/install.log")"
+}
+
+# need_space GIGABYTES
+need_space() {
+	local free
+	mkdir -p "$BUILD"
+	free=$(df -Pk "$BUILD" | awk 'NR == 2 { print int($4 / 1048576) }')
+	[ "$free" -ge "$1" ] ||
+		die "$BUILD has $free GB free, this needs $1 GB"
+}
+
+# watched NAME COMMAND...: run it with its output in $LOGS/NAME.log and say
+# every ten seconds that it is alive; return its status.  It has a process
+# group of its own, which ends with the script.
+watched() {
+	local name=$1 log=$LOGS/$1.log started=$SECONDS job status=0 beat=0
+	shift
+	set -m
+	"$@" >"$log" 2>&1 </dev/null &
+	job=$!
+	set +m
+	trap 'kill -- -$job 2>/dev/null; exit 130' INT TERM HUP
+	while kill -0 "$job" 2>/dev/null; do
+		sleep 0.1
+		if [ $((SECONDS - started)) -ge $((beat + 10)) ]; then
+			beat=$((SECONDS - started))
+			printf '%s:   %s: %d s, %d lines of output\n' "$VERB" "$name" \
+				"$beat" "$(wc -l <"$log")"
+		fi
+	done
+	wait "$job" || status=$?
+	trap - INT TERM HUP
+	return $status
+}
+
+# logged NAME COMMAND...: the same for a command that has to work: on failure
+# name its first errors and its log, and exit.
+logged() {
+	local name=$1 log=$LOGS/$1.log status=0
+	watched "$@" || status=$?
+	[ "$status" != 0 ] || return 0
+	grep -nE 'error|Error|ERROR|FAILED|No space left' "$log" | head -n 5 >&2 || true
+	if grep -q 'No space left' "$log"; then
+		die "$name: the disk is full ($BUILD)"
+	fi
+	die "$name failed with status $status: see $log"
+}
+
+# Common options: --base B and -h.  What is left is in ARGS; nothing behind
+# '--' is looked at.
+parse_options() {
+	local base=$DEFAULT_BASE
+	ARGS=()
+	while [ $# -gt 0 ]; do
+		case $1 in
+		-h|--help) usage; exit 0 ;;
+		--base) [ $# -ge 2 ] || die "--base wants a value (${ALL_BASES[*]})"
+			base=$2; shift ;;
+		--base=*) base=${1#--base=} ;;
+		--) ARGS+=("$@"); break ;;
+		*) ARGS+=("$1") ;;
+		esac
+		shift
+	done
+	select_base "$base"
+}
+
+# lock_tree -x: no other script uses the base's tree; -s: none changes it.
+lock_tree() {
+	need flock:util-linux
+	exec 9>"$BUILD/.lock-$BASE"
+	flock -n "$1" 9 || die "another script is working on $TREE"
+}
+
+# lock_output NAME: only one script at a time builds in build/NAME.
+lock_output() {
+	need flock:util-linux
+	exec 8>"$BUILD/.lock-$1"
+	flock -n 8 || die "another script is working on $BUILD/$1"
+}
+
+# The compiler's cache, when there is one.
+use_ccache() {
+	[ ! -d /usr/lib/ccache ] || PATH=/usr/lib/ccache:$PATH
+}
+
+# Where User-mode Linux may put its memory file: 1.2 GB of room, not noexec.
+use_uml_tmpdir() {
+	local probe=/dev/shm/.neigh-override-$$ free
+	free=$(df -Pm /dev/shm 2>/dev/null | awk 'NR == 2 { print $4 }')
+	export TMPDIR=/dev/shm
+	if [ "${free:-0}" -lt 1200 ] ||
+	   ! { printf '#!/bin/sh\n' >"$probe" && chmod +x "$probe" && "$probe"; } 2>/dev/null; then
+		TMPDIR=$BUILD/tmp
+		mkdir -p "$TMPDIR"
+	fi
+	rm -f "$probe"
+}
+
+# splats FILE: the lines of a kernel log that no test expects.
+splats() {
+	grep -E 'WARNING: |BUG: |KASAN: |UBSAN: |INFO: |Oops|suspicious RCU|refcount_t: |general protection fault|Kernel panic|unregister_netdevice: waiting|leaked reference' "$1"
+}
