@@ -120,10 +120,11 @@ need_space() {
 }
 
 # watched NAME COMMAND...: run it with its output in $LOGS/NAME.log and say
-# every ten seconds that it is alive; return its status.  It has a process
-# group of its own, which ends with the script.
+# every ten seconds that it is alive.  Its status is in STATUS, not returned:
+# behind '||' a function would lose set -e.  It has a process group of its own,
+# which ends with the script.
 watched() {
-	local name=$1 log=$LOGS/$1.log started=$SECONDS job status=0 beat=0
+	local name=$1 log=$LOGS/$1.log started=$SECONDS job beat=0
 	shift
 	set -m
 	"$@" >"$log" 2>&1 </dev/null &
@@ -134,26 +135,27 @@ watched() {
 		sleep 0.1
 		if [ $((SECONDS - started)) -ge $((beat + 10)) ]; then
 			beat=$((SECONDS - started))
-			printf '%s:   %s: %d s, %d lines of output\n' "$VERB" "$name" \
-				"$beat" "$(wc -l <"$log")"
+			printf '%s:   %s %s: %d s, %d lines of output\n' "$VERB" "$BASE" \
+				"$name" "$beat" "$(wc -l <"$log")"
 		fi
 	done
-	wait "$job" || status=$?
+	STATUS=0
+	wait "$job" || STATUS=$?
 	trap - INT TERM HUP
-	return $status
 }
 
 # logged NAME COMMAND...: the same for a command that has to work: on failure
 # name its first errors and its log, and exit.
 logged() {
-	local name=$1 log=$LOGS/$1.log status=0
-	watched "$@" || status=$?
-	[ "$status" != 0 ] || return 0
+	local name=$1 log=$LOGS/$1.log
+	watched "$@"
+	[ "$STATUS" != 0 ] || return 0
 	grep -nE 'error|Error|ERROR|FAILED|No space left' "$log" | head -n 5 >&2 || true
-	if grep -q 'No space left' "$log"; then
+	if grep -q 'No space left' "$log" ||
+	   [ "$(df -Pk "$BUILD" | awk 'NR == 2 { print $4 }')" -lt 1024 ]; then
 		die "$name: the disk is full ($BUILD)"
 	fi
-	die "$name failed with status $status: see $log"
+	die "$name failed with status $STATUS: see $log"
 }
 
 # Common options: --base B and -h.  What is left is in ARGS; nothing behind
@@ -179,7 +181,9 @@ parse_options() {
 lock_tree() {
 	need flock:util-linux
 	exec 9>"$BUILD/.lock-$BASE"
-	flock -n "$1" 9 || die "another script is working on $TREE"
+	# What an interrupted script began may take a moment to end.
+	flock -n "$1" 9 || { say "waiting for another script" && flock -w 10 "$1" 9; } ||
+		die "another script is working on $TREE"
 }
 
 # lock_output NAME: only one script at a time builds in build/NAME.
