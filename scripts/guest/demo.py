@@ -23,6 +23,7 @@ import collections
 import contextlib
 import ctypes
 import ipaddress
+import os
 import select
 import socket
 import subprocess
@@ -37,7 +38,7 @@ VMAC = '00:00:5e:00:01:07'
 LEGEND = {'host': HOST, 'gw': GW, 'mbox': MBOX, 'virtual router': VMAC}
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PREFIXES = ipaddress.ip_network('203.0.113.0/24').subnets(new_prefix=28)
+PREFIXES = ipaddress.ip_network('203.0.113.0/24').subnets(new_prefix=29)
 PORT = 7007
 ETH_P_ALL = 3
 DEADLINE = 3    # seconds that a packet may take
@@ -132,6 +133,11 @@ def nl(line):
             return '\n'.join(netlink.run(line.split()))
         except netlink.KernelError as error:
             raise Failure(f'netlink.py {line}: {error}') from error
+
+
+def netlink_here(_, line):
+    """Run a line of netlink.py where we are."""
+    return '\n'.join(netlink.run(line.split()))
 
 
 # --- packets ---
@@ -311,6 +317,26 @@ def group(wire, prefix):
     yield from expect_spread(wire, prefix, ': member', (GW, VMAC), (MBOX, HOST))
 
 
+def dead_gateway(wire, prefix):
+    """dead gateways"""
+    ip('neigh add 192.0.2.77 nud failed dev eth0')
+    nl(f'nexthop add id 12 via 192.0.2.77 dev eth0 neigh lladdr {MBOX}')
+    nl('nexthop add id 13 via 192.0.2.77 dev eth0 neigh via 192.0.2.1')
+    ip('nexthop add id 14 group 12/13')
+    ip(f'route add {prefix} nhid 14')
+    yield from expect_spread(wire, prefix, ': member', (MBOX, HOST), (GW, HOST))
+
+
+def dead_default(wire, prefix):
+    """dead default gateway"""
+    nl(f'nexthop add id 16 via 192.0.2.77 dev eth0 neigh lladdr {MBOX}')
+    ip('nexthop add id 17 via 192.0.2.1 dev eth0')
+    ip('route add default table 100 nhid 16')
+    ip('route append default table 100 nhid 17')
+    ip(f'rule add to {prefix} lookup 100')
+    yield expect(wire.send(prefix[1]), MBOX)
+
+
 def replaced(wire, prefix):
     """nexthop object"""
     add_override(prefix, 10, f'lladdr {MBOX}')
@@ -346,8 +372,27 @@ def netlink_get(_, prefix):
     yield Row(' nexthop show', f'id 11 {words}', nl('nexthop show id 11'), None)
 
 
+def refused_by_hardware(_, prefix):
+    """netdevsim"""
+    # It programs the routes of the namespace that it is made in.
+    with open('/sys/bus/netdevsim/new_device', 'w', encoding='ascii') as file:
+        file.write('1 1')
+    device, = os.listdir('/sys/bus/netdevsim/devices/netdevsim1/net')
+    ip_batch(None, f'address add 192.0.2.2/24 dev {device}', f'link set {device} up')
+    expected = 'netdevsim: Neighbour overrides are not supported'
+    for note, command, line in (
+            (' route', ip_batch, f'route add {prefix} via link {MBOX} dev {device}'),
+            (' nexthop', netlink_here, f'nexthop add id 15 dev {device} neigh lladdr {MBOX}')):
+        try:
+            seen = command(None, line) or 'not refused'
+        except (Failure, netlink.KernelError) as error:
+            seen = str(error)
+        yield Row(note, expected, expected if expected in seen else seen, None)
+
+
 CASES = (plain, via_link, multipath, neigh_via, neigh_via6, neigh_lladdr, neigh_source,
-         neigh_both, waited, group, replaced, deleted, route_get, netlink_get)
+         neigh_both, waited, group, dead_gateway, dead_default, replaced, deleted, route_get,
+         netlink_get, refused_by_hardware)
 
 
 # --- the table ---
