@@ -26,6 +26,7 @@ import ipaddress
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -117,6 +118,23 @@ def set_up():
     ip_batch('gw', 'route add 203.0.113.0/24 via 198.51.100.2')
 
 
+@contextlib.contextmanager
+def allowed_redirects(name, what):
+    """Let a host send or accept ICMP redirects for a while."""
+    files = [f'/proc/sys/net/ipv4/conf/{dev}/{what}' for dev in ('all', 'eth0')]
+
+    def write(value):
+        with inside(name):
+            for path in files:
+                with open(path, 'w', encoding='ascii') as file:
+                    file.write(value)
+    write('1')
+    try:
+        yield
+    finally:
+        write('0')
+
+
 def ip(line):
     """Run a line of stock 'ip' on host; return what it prints."""
     done = subprocess.run(['ip', '-n', 'host', *line.split()], text=True,
@@ -124,6 +142,13 @@ def ip(line):
     if done.returncode:
         raise Failure(f'ip {line}: {done.stderr.strip()}')
     return done.stdout
+
+
+def nft(rules):
+    """Run nft where we are."""
+    done = subprocess.run(['nft', rules], text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'nft: {done.stderr.strip()}')
 
 
 def nl(line):
@@ -151,6 +176,8 @@ def describe(data):
     if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_UDP:
         payload = 14 + 4 * (data[14] & 15) + 8
         return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
+    if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_ICMP and data[34] == 5:
+        return 'redirect', socket.inet_ntoa(data[30:34]), socket.inet_ntoa(data[38:42])
     return None
 
 
@@ -158,15 +185,18 @@ class Wire:
     """Sends from host to server, and watches host's cable meanwhile."""
 
     def __init__(self):
-        with inside('lan'):
-            self.capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.capture.bind(('host', ETH_P_ALL))
+        self.captures = {}
+        for port in 'host', 'mbox':
+            with inside('lan'):
+                self.captures[port] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                self.captures[port].bind((port, ETH_P_ALL))
+            self.captures[port].setblocking(False)
         with inside('server'):
             self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.server.bind(('0.0.0.0', PORT))
-        self.capture.setblocking(False)
         self.server.setblocking(False)
         self.sent = 0
+        self.passed = []    # what captured() found for the last datagram
 
     @staticmethod
     def flow(address):
@@ -176,24 +206,26 @@ class Wire:
         sock.connect((str(address), PORT))
         return sock
 
-    def send(self, address):
+    def send(self, address, behind=None):
         """Send one datagram from a new socket; return its Frame."""
         with self.flow(address) as sock:
-            return self.send_on(sock)
+            return self.send_on(sock, behind)
 
-    def send_on(self, sock):
-        """Send one datagram; return its Frame."""
+    def send_on(self, sock, behind=None):
+        """Send one datagram; return its Frame on host's cable, or on the cable
+        and with the destination that behind names."""
         self.sent += 1
         payload = b'datagram %d' % self.sent
-        self.captured()
+        port, address = behind or ('host', sock.getpeername()[0])
+        self.captured(port)
         sock.send(payload)
         problem = None if self.delivered(payload) else 'it did not reach server'
 
         # What has reached server has passed the capture before.
-        frames = self.captured()
-        wanted = 'UDP', sock.getpeername()[0], payload
+        self.passed = frames = self.captured(port)
+        wanted = 'UDP', str(address), payload
         places = [place for place, (what, _, from_host) in enumerate(frames)
-                  if what == wanted and from_host]
+                  if what == wanted and from_host == (port == 'host')]
         if not places:
             return Frame(None, None, [], 'no frame on the wire')
         if len(places) > 1:
@@ -202,12 +234,27 @@ class Wire:
         data = frames[places[0]][1]
         return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
 
-    def captured(self):
-        """(what, frame, whether it came from host) of all that passed since last time."""
+    def redirect(self, address, gateway):
+        """Let gw tell host to use another gateway for an address."""
+        # The header that comes back is host's, of a datagram to address.
+        header = (bytes.fromhex('4500001c000000004011') + bytes(2) +
+                  socket.inet_aton('192.0.2.2') + socket.inet_aton(str(address)))
+        message = struct.pack('!BBH4s', 5, 1, 0, socket.inet_aton(gateway)) + header + bytes(8)
+        checksum = sum(struct.unpack(f'!{len(message) // 2}H', message))
+        checksum = (checksum & 0xffff) + (checksum >> 16)
+        checksum = ~((checksum & 0xffff) + (checksum >> 16)) & 0xffff
+        with inside('gw'):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        with raw:
+            self.captured('host')
+            raw.sendto(message[:2] + struct.pack('!H', checksum) + message[4:], ('192.0.2.2', 0))
+
+    def captured(self, port):
+        """(what, frame, whether it came in there) of all that passed since last time."""
         frames = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                data, address = self.capture.recvfrom(2048)
+                data, address = self.captures[port].recvfrom(2048)
                 frames.append((describe(data), data, address[2] != socket.PACKET_OUTGOING))
         return frames
 
@@ -357,6 +404,53 @@ def deleted(wire, prefix):
         yield expect(wire.send_on(sock), GW, HOST, ': deleted')
 
 
+def redirect_sent(wire, prefix):
+    """redirect by mbox"""
+    ip(f'route add {prefix} via 192.0.2.9')
+    ip_batch('mbox', f'route add {prefix} via 192.0.2.1 dev eth0')
+    for note, route in ((': plain', 'via 192.0.2.1'), (': override', f'via link {GW}')):
+        ip_batch('mbox', f'route replace {prefix} {route} dev eth0')
+        with allowed_redirects('mbox', 'send_redirects'):
+            frame = wire.send(prefix[1])
+            redirects = [what for what, *_ in wire.passed if what and what[0] == 'redirect']
+        if bool(redirects) != (note == ': plain'):
+            frame = frame._replace(problem=f'redirects sent: {redirects}')
+        yield expect(frame, MBOX, HOST, note)
+    # What host was told about the plain route
+    ip('route flush cache')
+
+
+def redirect_received(wire, prefix):
+    """redirect by gw"""
+    nl(f'nexthop add id 18 via 192.0.2.1 dev eth0 neigh lladdr {GW}')
+    ip(f'route add {prefix} nhid 18')
+    ip(f'neigh replace 192.0.2.9 lladdr {MBOX} dev eth0')
+    with allowed_redirects('host', 'accept_redirects'):
+        yield expect(wire.send(prefix[1]), GW, HOST, ': before')
+        wire.redirect(prefix[1], '192.0.2.9')
+        frame = wire.send(prefix[1])
+        seen = nl(f'route get {prefix[1]}')
+        if 'via 192.0.2.9 ' not in seen:
+            frame = frame._replace(problem=f'the gateway did not change: {seen}')
+        yield expect(frame, GW, HOST, ': after')
+
+
+def bridge_dnat(wire, prefix):
+    """DNAT on the bridge"""
+    ip(f'route add {prefix} via 192.0.2.1')
+    ip_batch('lan', 'address add 192.0.2.100/24 dev br0',
+             f'route add {prefix} via link {MBOX} dev br0')
+    rules = (f'table ip nat {{ chain pre {{ type nat hook prerouting priority -100; '
+             f'ip daddr {prefix[1]} udp dport {PORT} dnat to {prefix[2]}; }}; }}')
+    with inside('lan'):
+        with open('/proc/sys/net/bridge/bridge-nf-call-iptables', 'w', encoding='ascii') as file:
+            file.write('1')
+        nft(rules)
+    yield expect(wire.send(prefix[1], behind=('mbox', prefix[2])), MBOX, HOST)
+    with inside('lan'):
+        nft('flush ruleset')
+
+
 def route_get(_, prefix):
     """ip route get"""
     ip(f'route add {prefix} via link {MBOX} dev eth0')
@@ -391,8 +485,8 @@ def refused_by_hardware(_, prefix):
 
 
 CASES = (plain, via_link, multipath, neigh_via, neigh_via6, neigh_lladdr, neigh_source,
-         neigh_both, waited, group, dead_gateway, dead_default, replaced, deleted, route_get,
-         netlink_get, refused_by_hardware)
+         neigh_both, waited, group, dead_gateway, dead_default, replaced, deleted,
+         redirect_sent, redirect_received, bridge_dnat, route_get, netlink_get, refused_by_hardware)
 
 
 # --- the table ---
