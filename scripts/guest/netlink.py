@@ -3,10 +3,11 @@
 
 usage: netlink.py nexthop add|replace id N [via ADDRESS] dev DEV [neigh NEIGH]
        netlink.py nexthop del id N
-       netlink.py nexthop show [id N]
-       netlink.py route get ADDRESS
+       netlink.py nexthop show [id N] [stats]
+       netlink.py route get ADDRESS [mark N] [from ADDRESS iif DEV]
 
-NEIGH := [via [inet|inet6] ADDRESS | lladdr LLADDR] [src-lladdr LLADDR]
+NEIGH := [via [inet|inet6] ADDRESS | lladdr LLADDR] [src-lladdr LLADDR | preserve [strict]]
+         [fallback] [counters]
 
 Exit status: 1 for wrong words, 2 when the kernel refuses.
 """
@@ -28,14 +29,17 @@ NLMSGHDR = struct.Struct('=IHHII')
 NLATTR = struct.Struct('=HH')
 # <linux/rtnetlink.h>
 RTM_GETROUTE, RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 26, 104, 105, 106
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_VIA, RTA_NEIGH_OVERRIDE = 1, 4, 5, 18, 33
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY = 1, 2, 3, 4, 5
+RTA_MARK, RTA_VIA, RTA_NEIGH_OVERRIDE = 16, 18, 33
 RTMSG = struct.Struct('=8BI')
 # <linux/nexthop.h>
 NHA_ID, NHA_GROUP, NHA_BLACKHOLE, NHA_OIF, NHA_GATEWAY = 1, 2, 4, 5, 6
-NHA_NEIGH_OVERRIDE = 19
+NHA_OP_FLAGS, NHA_OP_FLAG_DUMP_STATS, NHA_NEIGH_OVERRIDE = 14, 1, 19
 NHMSG = struct.Struct('=4BI')
 # <linux/neigh_override.h>
-VIA4, VIA6, LLADDR, SRC_LLADDR = 1, 2, 3, 4
+VIA4, VIA6, LLADDR, SRC_LLADDR, FLAGS, STATS = 1, 2, 3, 4, 5, 6
+FLAG_WORDS = {'fallback': 1, 'preserve': 2, 'strict': 4, 'counters': 8}
+STAT_WORDS = {1: 'packets', 2: 'bytes', 3: 'fallback', 4: 'unknown', 5: 'failed'}
 
 EDITS = {'add': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_EXCL),
          'replace': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE),
@@ -98,9 +102,11 @@ def request(kind, flags, body):
 
 def pack_neigh(words):
     """The nest that the words after 'neigh' make."""
-    nest = b''
+    nest, flags = b'', 0
     for word in words:
-        if word == 'via':
+        if word in FLAG_WORDS:
+            flags |= FLAG_WORDS[word]
+        elif word == 'via':
             value = next(words, '')
             family = {'inet': IPv4Address, 'inet6': IPv6Address}.get(value)
             address = family(next(words, '')) if family else ip_address(value)
@@ -110,7 +116,7 @@ def pack_neigh(words):
             nest += attribute(LLADDR if word == 'lladdr' else SRC_LLADDR, lladdr)
         else:
             raise ValueError(f"unknown word '{word}' after 'neigh'")
-    return nest
+    return nest + (attribute(FLAGS, struct.pack('=I', flags)) if flags else b'')
 
 
 def pack_nexthop(words, family=socket.AF_INET):
@@ -126,11 +132,35 @@ def pack_nexthop(words, family=socket.AF_INET):
         elif word == 'dev':
             index = socket.if_nametoindex(next(words, ''))
             body += attribute(NHA_OIF, struct.pack('=I', index))
+        elif word == 'stats':
+            body += attribute(NHA_OP_FLAGS, struct.pack('=I', NHA_OP_FLAG_DUMP_STATS))
         elif word == 'neigh':
             body += attribute(NHA_NEIGH_OVERRIDE | NLA_F_NESTED, pack_neigh(words))
         else:
             raise ValueError(f"unknown word '{word}'")
     return NHMSG.pack(family, 0, 0, 0, 0) + body
+
+
+def pack_lookup(words):
+    """The body of a request for the route of a packet."""
+    words = iter(words)
+    destination = ip_address(next(words, ''))
+    body, bits = attribute(RTA_DST, destination.packed), 8 * len(destination.packed)
+    source_bits = 0
+    for word in words:
+        if word == 'mark':
+            body += attribute(RTA_MARK, struct.pack('=I', int(next(words, ''), 0)))
+        elif word == 'from':
+            source = ip_address(next(words, ''))
+            body += attribute(RTA_SRC, source.packed)
+            source_bits = 8 * len(source.packed)
+        elif word == 'iif':
+            index = socket.if_nametoindex(next(words, ''))
+            body += attribute(RTA_IIF, struct.pack('=I', index))
+        else:
+            raise ValueError(f"unknown word '{word}'")
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    return RTMSG.pack(family, bits, source_bits, *[0] * 6) + body
 
 
 def show_number(data):
@@ -168,19 +198,34 @@ def show(data, fields):
                     for kind, word, value in fields if kind in found)
 
 
+def show_flags(data):
+    """The flags as words."""
+    flags = show_number(data)
+    return ' '.join(word for word in ('preserve', 'strict', 'fallback', 'counters')
+                    if flags & FLAG_WORDS[word])
+
+
+def show_stats(data):
+    """The counters, each with its name."""
+    return ' '.join(f'{word} {show_number(value)}' for kind, word in STAT_WORDS.items()
+                    for value in [attributes(data).get(kind)] if value is not None)
+
+
 def show_neigh(data):
     """What follows 'neigh'."""
     return show(data, ((VIA4, 'via ', ip_address), (VIA6, 'via inet6 ', ip_address),
                        (LLADDR, 'lladdr ', show_lladdr),
-                       (SRC_LLADDR, 'src-lladdr ', show_lladdr)))
+                       (SRC_LLADDR, 'src-lladdr ', show_lladdr),
+                       (FLAGS, '', show_flags), (STATS, 'stats ', show_stats)))
 
 
 NEXTHOP = ((NHA_ID, 'id ', show_number), (NHA_GROUP, 'group ', show_group),
            (NHA_BLACKHOLE, 'blackhole', bytes.decode),
            (NHA_GATEWAY, 'via ', ip_address), (NHA_OIF, 'dev ', show_device),
            (NHA_NEIGH_OVERRIDE, 'neigh ', show_neigh))
-ROUTE = ((RTA_DST, '', ip_address), (RTA_GATEWAY, 'via ', ip_address),
-         (RTA_VIA, 'via ', show_via), (RTA_OIF, 'dev ', show_device),
+ROUTE = ((RTA_DST, '', ip_address), (RTA_SRC, 'from ', ip_address),
+         (RTA_GATEWAY, 'via ', ip_address), (RTA_VIA, 'via ', show_via),
+         (RTA_OIF, 'dev ', show_device),
          (RTA_NEIGH_OVERRIDE, 'neigh ', show_neigh))
 
 
@@ -188,17 +233,14 @@ def run(words):
     """Run a command; return the lines that it prints."""
     if words[:2] == ['nexthop', 'show']:
         body = pack_nexthop(words[2:], socket.AF_UNSPEC)
-        answers = request(RTM_GETNEXTHOP, 0 if words[2:] else NLM_F_DUMP, body)
+        answers = request(RTM_GETNEXTHOP, 0 if 'id' in words else NLM_F_DUMP, body)
         return [show(answer[NHMSG.size:], NEXTHOP) for answer in answers]
     if words[:1] == ['nexthop'] and words[1:2] and words[1] in EDITS:
         request(*EDITS[words[1]], pack_nexthop(words[2:]))
         return []
-    if words[:2] == ['route', 'get'] and len(words) == 3:
-        packed = ip_address(words[2]).packed
-        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-        body = RTMSG.pack(family, 8 * len(packed), *[0] * 7) + attribute(RTA_DST, packed)
+    if words[:2] == ['route', 'get'] and words[2:]:
         return [show(answer[RTMSG.size:], ROUTE)
-                for answer in request(RTM_GETROUTE, 0, body)]
+                for answer in request(RTM_GETROUTE, 0, pack_lookup(words[2:]))]
     raise ValueError('see -h for what there is')
 
 

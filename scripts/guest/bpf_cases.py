@@ -1,0 +1,404 @@
+"""BPF programs that ask for a route, and what they are told."""
+
+import collections
+import contextlib
+import ctypes
+import ipaddress
+import os
+import socket
+import struct
+import sys
+
+from lab import (GW, HOST, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, expect, inside, ip,
+                 ip_batch, netlink_here, nl)
+
+# <linux/bpf.h>
+BPF_PROG_LOAD, BPF_PROG_TEST_RUN, BPF_LINK_CREATE = 5, 10, 28
+BPF_ATTR_SIZE = 128
+SCHED_CLS, TCX_INGRESS, TCX_EGRESS = 3, 46, 47
+STORE_BYTES, REDIRECT, LOAD_BYTES, FIB_LOOKUP, REDIRECT_NEIGH = 9, 23, 26, 69, 152
+DIRECT, OUTPUT, SKIP_NEIGH, SRC = 1, 2, 4, 16
+RESULTS = {0: 'success', 7: 'no neighbour'}
+TC_ACT_UNSPEC = -1
+# struct bpf_fib_lookup, and where its fields are; struct bpf_redir_neigh
+FIB_PARAMS = struct.Struct('=BBHHHII16s16sI6s6s')
+IFINDEX, IPV4_SRC, IPV4_DST, SMAC, DMAC = 8, 16, 32, 52, 58
+FIB_PARAMS_SIZE, REDIR_NEIGH_SIZE = 64, 20
+# <asm/unistd_64.h>: User-mode Linux is x86-64 here.
+SYS_BPF = 321
+
+# Where the addresses are in a frame
+ETH_SOURCE, ETH_HLEN, IP_SOURCE, IP_DESTINATION = 6, 14, 26, 30
+
+# A gateway that only mbox has, and that nobody is
+NOBODY, NOBODY_MAC = '192.0.2.211', '02:00:00:00:00:d3'
+
+
+# --- programs ---
+
+INSTRUCTION = struct.Struct('=BBhi')
+CONTEXT = 'context'     # an argument of call()
+KEPT_CONTEXT, STACK = 6, 10
+# What the programs have on their stack
+PARAMS = -FIB_PARAMS_SIZE
+NEXTHOP = PARAMS - REDIR_NEIGH_SIZE - 4
+
+
+def instruction(code, register=0, source=0, offset=0, value=0):
+    """One instruction."""
+    return INSTRUCTION.pack(code, register | source << 4, offset, value)
+
+
+def copy(register, source):
+    """register = source"""
+    return instruction(0xbf, register, source)
+
+
+def load(register, source, offset):
+    """register = *(u32 *)(source + offset)"""
+    return instruction(0x61, register, source, offset)
+
+
+def store(code, offset, value):
+    """*(STACK + offset) = value"""
+    return instruction(code, STACK, 0, offset, value)
+
+
+def store_byte(offset, value):
+    """*(u8 *)(STACK + offset) = value"""
+    return store(0x72, offset, value)
+
+
+def store_word(offset, value):
+    """*(u32 *)(STACK + offset) = value"""
+    return store(0x62, offset, value)
+
+
+def clear(offset, size):
+    """memset(STACK + offset, 0, size)"""
+    return b''.join(store_word(offset + place, 0) for place in range(0, size, 4))
+
+
+def call(function, *arguments):
+    """Call a helper with CONTEXT, places on the stack (negative) and numbers."""
+    code = b''
+    for register, argument in enumerate(arguments, 1):
+        if argument is CONTEXT:
+            code += copy(register, KEPT_CONTEXT)
+        elif argument < 0:
+            code += copy(register, STACK) + instruction(0x07, register, value=argument)
+        else:
+            code += instruction(0xb7, register, value=argument)
+    return code + instruction(0x85, value=function)
+
+
+def leave(result=None):
+    """Return a number, or what the last helper did."""
+    return (b'' if result is None else instruction(0xb7, value=result)) + instruction(0x95)
+
+
+def unless(value, code):
+    """Run code, which has to leave, if r0 is not value, 32 bits of it."""
+    return instruction(0x16, offset=len(code) // INSTRUCTION.size, value=value) + code
+
+
+def number(address):
+    """An IPv4 address as a signed word of the stack."""
+    return int.from_bytes(socket.inet_aton(str(address)), sys.byteorder, signed=True)
+
+
+def asker(flags):
+    """Looks up the parameters that are the packet's payload, puts the answer there."""
+    return (copy(KEPT_CONTEXT, 1) +
+            call(LOAD_BYTES, CONTEXT, ETH_HLEN, PARAMS, FIB_PARAMS_SIZE) +
+            call(FIB_LOOKUP, CONTEXT, PARAMS, FIB_PARAMS_SIZE, flags) +
+            copy(7, 0) +
+            call(STORE_BYTES, CONTEXT, ETH_HLEN, PARAMS, FIB_PARAMS_SIZE, 0) +
+            copy(0, 7) + leave())
+
+
+def only_to(address):
+    """The beginning of a program that leaves all other packets alone."""
+    return (copy(KEPT_CONTEXT, 1) +
+            call(LOAD_BYTES, CONTEXT, IP_DESTINATION, PARAMS, 4) +
+            load(0, STACK, PARAMS) + unless(number(address), leave(TC_ACT_UNSPEC)))
+
+
+def forwarder(address, ifindex):
+    """Forwards packets to an address by bpf_fib_lookup(), or else by bpf_redirect_neigh()."""
+    return (only_to(address) + clear(PARAMS, FIB_PARAMS_SIZE) +
+            store_byte(PARAMS, socket.AF_INET) + store_word(PARAMS + IFINDEX, ifindex) +
+            call(LOAD_BYTES, CONTEXT, IP_SOURCE, PARAMS + IPV4_SRC, 4) +
+            call(LOAD_BYTES, CONTEXT, IP_DESTINATION, PARAMS + IPV4_DST, 4) +
+            call(FIB_LOOKUP, CONTEXT, PARAMS, FIB_PARAMS_SIZE, 0) +
+            unless(0, call(REDIRECT_NEIGH, ifindex, 0, 0, 0) + leave()) +
+            call(STORE_BYTES, CONTEXT, 0, PARAMS + DMAC, 6, 0) +
+            call(STORE_BYTES, CONTEXT, ETH_SOURCE, PARAMS + SMAC, 6, 0) +
+            call(REDIRECT, ifindex, 0) + leave())
+
+
+def neighbour_redirector(address, ifindex, nexthop=None):
+    """Sends packets to an address by bpf_redirect_neigh()."""
+    if not nexthop:
+        return only_to(address) + call(REDIRECT_NEIGH, ifindex, 0, 0, 0) + leave()
+    return (only_to(address) + clear(NEXTHOP, REDIR_NEIGH_SIZE) +
+            store_word(NEXTHOP, socket.AF_INET) + store_word(NEXTHOP + 4, number(nexthop)) +
+            call(REDIRECT_NEIGH, ifindex, NEXTHOP, REDIR_NEIGH_SIZE, 0) + leave())
+
+
+# --- running them ---
+
+def bpf(command, kind, *fields):
+    """bpf(2): return its result and the fields."""
+    # The kernel writes beyond what is asked for.
+    attributes = ctypes.create_string_buffer(struct.pack(kind, *fields), BPF_ATTR_SIZE)
+    result = LIBC.syscall(SYS_BPF, command, attributes, len(attributes))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f'bpf({command})')
+    return result, struct.unpack_from(kind, attributes.raw)
+
+
+@contextlib.contextmanager
+def loaded(code):
+    """A program, as a file descriptor."""
+    log = ctypes.create_string_buffer(1 << 16)
+    licence = ctypes.c_char_p(b'GPL')
+    try:
+        program, _ = bpf(BPF_PROG_LOAD, '=IIQQIIQ', SCHED_CLS, len(code) // INSTRUCTION.size,
+                         ctypes.cast(code, ctypes.c_void_p).value,
+                         ctypes.cast(licence, ctypes.c_void_p).value,
+                         1, len(log), ctypes.addressof(log))
+    except OSError as error:
+        raise Failure(f'{error}: {log.value.decode()[-300:]}') from error
+    try:
+        yield program
+    finally:
+        os.close(program)
+
+
+@contextlib.contextmanager
+def attached(name, device, place, make, *arguments):
+    """A program on a device; it is made for an address and eth0."""
+    address, *rest = arguments
+    with inside(name):
+        code = make(address, socket.if_nametoindex('eth0'), *rest)
+        with loaded(code) as program:
+            link, _ = bpf(BPF_LINK_CREATE, '=4I', program, socket.if_nametoindex(device), place, 0)
+    try:
+        yield
+    finally:
+        os.close(link)
+
+
+Answer = collections.namedtuple('Answer', 'result nexthop source dst src')
+
+
+def ask(address, flags=0):
+    """What bpf_fib_lookup() says about packets that come into host by eth0."""
+    with inside('host'):
+        question = bytes(ETH_HLEN) + FIB_PARAMS.pack(
+            socket.AF_INET, 0, 0, 0, 0, socket.if_nametoindex('eth0'), 0, bytes(16),
+            address.packed, 0, bytes(6), bytes(6))
+        data = ctypes.create_string_buffer(question, len(question))
+        pointer = ctypes.addressof(data)
+        with loaded(asker(flags)) as program:
+            _, fields = bpf(BPF_PROG_TEST_RUN, '=4I2Q', program, 0, len(data), len(data),
+                            pointer, pointer)
+    family, *_, source, nexthop, _, smac, dmac = FIB_PARAMS.unpack_from(data.raw, ETH_HLEN)
+    nexthop = ipaddress.ip_address(nexthop if family == socket.AF_INET6 else nexthop[:4])
+    return Answer(RESULTS.get(fields[1], f'result {fields[1]}'), str(nexthop),
+                  socket.inet_ntoa(source[:4]), dmac.hex(':'), smac.hex(':'))
+
+
+# --- the cases ---
+
+def expect_addresses(note, answer, dst, src=HOST, nexthop=None):
+    """The row of an answer that has link-layer addresses."""
+    problem = None
+    if answer.result != 'success':
+        return Row(note, (dst, src), (None, None), f'the result is: {answer.result}')
+    if nexthop and answer.nexthop != nexthop:
+        problem = f'the nexthop is {answer.nexthop}, not {nexthop}'
+    return Row(note, (dst, src), (answer.dst, answer.src), problem)
+
+
+def expect_nexthop(note, answer, nexthop):
+    """The row of an answer that has only the address of a neighbour."""
+    seen = f'success: {answer.nexthop}' if answer.result == 'success' else answer.result
+    return Row(note, f'success: {nexthop}', seen, None)
+
+
+def expect_no_neighbour(note, answer):
+    """The row of an answer that is none."""
+    return Row(note, 'no neighbour', answer.result, None)
+
+
+def know_neighbours():
+    """Let host know the link-layer addresses of gw and mbox."""
+    for address, mac in (('192.0.2.1', GW), ('192.0.2.9', MBOX), ('2001:db8::9', MBOX)):
+        ip(f'neigh replace {address} lladdr {mac} dev eth0 nud reachable')
+
+
+def fib_lookup(_, prefix):
+    """BPF lookup"""
+    know_neighbours()
+    nl('nexthop add id 320 via 192.0.2.1 dev eth0')
+    ip(f'route add {prefix} nhid 320')
+    for note, neigh, nexthop, dst in (
+            (': plain', '', '192.0.2.1', GW),
+            (': via', 'neigh via 192.0.2.9', '192.0.2.9', MBOX),
+            (': via inet6', 'neigh via inet6 2001:db8::9', '2001:db8::9', MBOX),
+            (': via nobody', 'neigh via 192.0.2.212', '192.0.2.212', None)):
+        nl(f'nexthop replace id 320 via 192.0.2.1 dev eth0 {neigh}')
+        answer = ask(prefix[1])
+        yield (expect_addresses(note, answer, dst, HOST, nexthop) if dst else
+               expect_no_neighbour(note, answer))
+        yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), nexthop)
+
+
+def fib_lookup_addresses(_, prefix):
+    """BPF lookup"""
+    know_neighbours()
+    nl('nexthop add id 321 via 192.0.2.1 dev eth0')
+    ip(f'route add {prefix} nhid 321')
+    # Where the gateway does not matter, it is one that nobody knows.
+    for note, gateway, neigh, dst, src in (
+            (': lladdr', NOBODY, f'lladdr {MBOX}', MBOX, HOST),
+            (': source', '192.0.2.1', f'src-lladdr {VMAC}', GW, VMAC),
+            (': both', NOBODY, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
+            (': via+source', NOBODY, f'via 192.0.2.9 src-lladdr {VMAC}', MBOX, VMAC)):
+        nl(f'nexthop replace id 321 via {gateway} dev eth0 neigh {neigh}')
+        yield expect_addresses(note, ask(prefix[1]), dst, src)
+        yield expect_no_neighbour(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))
+    ip(f'route replace {prefix} via link {MBOX} dev eth0')
+    yield expect_addresses(': via link', ask(prefix[1]), MBOX)
+    yield expect_no_neighbour(': via link, skip', ask(prefix[1], SKIP_NEIGH))
+
+
+def fib_lookup_preserve(_, prefix):
+    """BPF lookup"""
+    know_neighbours()
+    add_override(prefix, 322, 'preserve')
+    yield expect_no_neighbour(': preserve', ask(prefix[1]))
+    yield expect_no_neighbour(': preserve, skip', ask(prefix[1], SKIP_NEIGH))
+    nl(f'nexthop replace id 322 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} preserve')
+    yield expect_no_neighbour(': lladdr+preserve', ask(prefix[1]))
+
+
+def fib_lookup_fallback(_, prefix):
+    """BPF fallback"""
+    know_neighbours()
+    add_override(prefix, 323, 'via 192.0.2.213 fallback')
+    for note, change, nexthop, dst in (
+            (': absent', '', '192.0.2.1', GW),
+            (': valid', f'replace 192.0.2.213 lladdr {MBOX} nud stale', '192.0.2.213', MBOX),
+            (': failed', 'replace 192.0.2.213 nud failed', '192.0.2.1', GW)):
+        if change:
+            ip(f'neigh {change} dev eth0')
+        yield expect_addresses(note, ask(prefix[1]), dst, HOST, nexthop)
+        yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), nexthop)
+    nl('nexthop replace id 323 dev eth0 neigh via 192.0.2.213 fallback')
+    ip(f'neigh replace {prefix[1]} lladdr {VMAC} dev eth0 nud reachable')
+    yield expect_addresses(': no gateway', ask(prefix[1]), VMAC, HOST, str(prefix[1]))
+    ip(f'neigh delete {prefix[1]} dev eth0')
+    yield expect_no_neighbour(': nobody', ask(prefix[1]))
+
+
+def fib_lookup_flags(_, prefix):
+    """BPF lookup"""
+    know_neighbours()
+    add_override(prefix, 324, f'via 192.0.2.9 src-lladdr {VMAC}')
+    for note, flags, source in ((': DIRECT', DIRECT, '0.0.0.0'), (': OUTPUT', OUTPUT, '0.0.0.0'),
+                                (': SRC', SRC, '192.0.2.2')):
+        answer = ask(prefix[1], flags)
+        row = expect_addresses(note, answer, MBOX, VMAC, '192.0.2.9')
+        if not row.problem and answer.source != source:
+            row = row._replace(problem=f'the IPv4 source is {answer.source}, not {source}')
+        yield row
+
+
+@contextlib.contextmanager
+def mbox_route(prefix, *words):
+    """Packets of host go to mbox, which has a nexthop for them."""
+    ip(f'route replace {prefix} via 192.0.2.9')
+    ip_batch('mbox', f'neigh replace {NOBODY} lladdr {NOBODY_MAC} nud permanent dev eth0',
+             f'neigh replace 192.0.2.1 lladdr {GW} nud reachable dev eth0',
+             f'neigh replace 192.0.2.2 lladdr {HOST} nud reachable dev eth0',
+             f'neigh replace 2001:db8::1 lladdr {GW} nud reachable dev eth0')
+    with inside('mbox'):
+        netlink_here(None, ' '.join(('nexthop add id 325', *words)))
+    ip_batch('mbox', f'route add {prefix} nhid 325')
+    try:
+        yield
+    finally:
+        # The route goes with it.
+        ip_batch('mbox', 'nexthop delete id 325', f'neigh delete {NOBODY} dev eth0')
+
+
+def relayed(wire, address):
+    """Send a datagram to mbox; return the Frame that its program made of it."""
+    wire.captured('mbox')
+    problem = wire.send(address).problem
+    frames = [data for what, data, from_mbox in wire.captured('mbox')
+              if from_mbox and what and what[:2] == ('UDP', str(address))]
+    if len(frames) != 1:
+        return Frame(None, None, [], f'mbox sent it {len(frames)} times')
+    data, = frames
+    if data[22] != 64:
+        problem = 'mbox itself forwarded it: its time to live is less'
+    return Frame(data[0:6].hex(':'), data[6:12].hex(':'), [], problem)
+
+
+def fib_redirect(wire, prefix):
+    """BPF forwarding"""
+    for note, gateway, neigh, dst, src in (
+            ('plain', '192.0.2.1', '', GW, MBOX),
+            ('via', NOBODY, 'neigh via 192.0.2.1', GW, MBOX),
+            ('preserve', '192.0.2.1', 'neigh preserve strict', GW, HOST),
+            ('lladdr', NOBODY, f'neigh lladdr {GW}', GW, MBOX),
+            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', GW, VMAC)):
+        with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
+                attached('mbox', 'eth0', TCX_INGRESS, forwarder, prefix[1]):
+            yield expect(relayed(wire, prefix[1]), dst, src, f': {note}')
+
+
+def redirect_neigh(wire, prefix):
+    """BPF neighbour"""
+    for note, gateway, neigh, src in (
+            ('plain', '192.0.2.1', '', MBOX),
+            ('via', NOBODY, 'neigh via 192.0.2.1', MBOX),
+            ('via inet6', NOBODY, 'neigh via inet6 2001:db8::1', MBOX),
+            ('lladdr', NOBODY, f'neigh lladdr {GW}', MBOX),
+            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC)):
+        with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
+                attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1]):
+            yield expect(relayed(wire, prefix[1]), GW, src, f': {note}')
+
+
+def redirect_neigh_explicit(wire, prefix):
+    """BPF neighbour"""
+    neigh = f'neigh lladdr {NOBODY_MAC} src-lladdr {VMAC}'
+    with mbox_route(prefix, 'via 192.0.2.1 dev eth0', neigh), \
+            attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1], '192.0.2.1'):
+        yield expect(relayed(wire, prefix[1]), GW, MBOX, ': to gw')
+
+
+def redirect_neigh_egress(wire, prefix):
+    """BPF egress"""
+    know_neighbours()
+    # The packets are on their way to another device.
+    ip('link add bpf0 type dummy')
+    ip('link set bpf0 up')
+    ip(f'route add {prefix} dev bpf0')
+    nl(f'nexthop add id 326 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
+    ip(f'route add {prefix} nhid 326 metric 1')
+    for note, nexthop, dst, src in ((': route', (), MBOX, VMAC),
+                                    (': to gw', ('192.0.2.1',), GW, HOST)):
+        with attached('host', 'bpf0', TCX_EGRESS, neighbour_redirector, prefix[1], *nexthop):
+            yield expect(wire.send(prefix[1]), dst, src, note)
+    ip('link delete bpf0')
+
+
+CASES = (fib_lookup, fib_lookup_addresses, fib_lookup_preserve, fib_lookup_fallback,
+         fib_lookup_flags, fib_redirect, redirect_neigh, redirect_neigh_explicit,
+         redirect_neigh_egress)

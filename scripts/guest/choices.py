@@ -1,0 +1,653 @@
+#!/usr/bin/python3
+"""Falling back to the gateway, and the counters and traces of what was chosen.
+
+usage: choices.py [NAME=VALUE]...
+
+Run by hand, as root in a guest that can be thrown away, it prints how long a
+fallback takes with these values of host's net.ipv4.neigh.eth0.*, by default
+with the kernel's, which takes a minute.
+"""
+#
+# A neighbour is taken away by taking its cable out of the bridge, so that no
+# carrier tells: neighbour unreachability detection has to find out.
+
+import collections
+import contextlib
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+
+import netlink
+from lab import (DEADLINE, GW, HOST, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire, add_override,
+                 expect, inside, ip, ip_batch, nl, set_up)
+
+NOBODY = '192.0.2.237'
+# <linux/in.h>, <linux/udp.h>, <linux/socket.h>
+IP_TRANSPARENT, SOL_UDP, UDP_SEGMENT, MSG_PROBE = 19, 17, 103, 0x10
+# The bit of RTNLGRP_NEXTHOP of <linux/rtnetlink.h>; <linux/icmpv6.h>
+RTMGRP_NEXTHOP, NEIGHBOUR_SOLICITATION = 1 << 32 - 1, 135
+IP_UDP_HEADERS = 28
+
+# Neighbour sysctls that make a fallback quick
+QUICK = {'base_reachable_time_ms': 200, 'delay_first_probe_time': 0, 'retrans_time_ms': 50,
+         'ucast_solicit': 3}
+PACE = 0.005    # seconds between datagrams
+# A timer of the kernel may be late by an eighth, and all of us if others run.
+LATE, BUSY = 9 / 8, 0.25
+
+TRACING = '/sys/kernel/tracing'
+OVERRIDES, DROPS = 'neigh_override/neigh_override', 'skb/kfree_skb'
+CHOICE = re.compile(r'neigh_override: dev (\S+) saddr (\S+) daddr (\S+) gw (\S+) nh (\S+) '
+                    r'lladdr (\S+) \((\S+)\) src-lladdr (\S+) \((\S+)\)(| dropped)$')
+NO_ADDRESS, NO_LLADDR = '0.0.0.0', '00:00:00:00:00:00'
+
+Choice = collections.namedtuple('Choice', 'dev saddr daddr gw nh lladdr why src src_why dropped')
+
+
+def know(*addresses, state='reachable'):
+    """Let host have valid neighbour entries."""
+    lladdrs = {'192.0.2.1': GW, '192.0.2.9': MBOX, '2001:db8::9': MBOX}
+    for address in addresses:
+        ip(f'neigh replace {address} lladdr {lladdrs[address]} nud {state} dev eth0')
+
+
+def forget(*addresses):
+    """Let host have no neighbour entries, not even permanent ones."""
+    for address in addresses:
+        ip(f'neigh flush to {address} dev eth0 nud all')
+
+
+# --- packets ---
+
+def asks_for(frame):
+    """The address that a frame asks the link-layer address of, if any."""
+    what, data, _ = frame
+    if what and what[:2] == ('ARP', 'request'):
+        return what[2]
+    if data[12:14] == b'\x86\xdd' and data[54:55] == bytes([NEIGHBOUR_SOLICITATION]):
+        return socket.inet_ntop(socket.AF_INET6, data[62:78])
+    return None
+
+
+def sent_asking(wire, address, *wanted):
+    """Send a datagram; its Frame, with a problem if none of wanted is asked for before it."""
+    frame = wire.send(address)
+    asked = [what for what in map(asks_for, wire.passed) if what]
+    if not frame.problem and {*wanted} - {*asked}:
+        frame = frame._replace(problem=f'asked for: {asked}')
+    return frame
+
+
+def sent_until(wire, address, dst):
+    """Send datagrams until one goes to dst; return the last Frame."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        frame = wire.send(address)
+        if frame.problem or frame.dst == dst or time.monotonic() > deadline:
+            return frame
+
+
+def send_as(wire, source, address):
+    """Send a datagram with a source of others; return its Frame."""
+    with foreign(source, address) as sock:
+        return wire.send_on(sock)
+
+
+def foreign(source, address):
+    """A connected socket on host with a source of others."""
+    with inside('host'):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+    sock.bind((source, 0))
+    sock.connect((str(address), PORT))
+    return sock
+
+
+def frames_to(wire, address):
+    """The frames with UDP to an address that passed since last time."""
+    return [data for what, data, _ in wire.captured('host')
+            if what and what[:2] == ('UDP', str(address))]
+
+
+class Stream:
+    """Numbered datagrams at a steady pace, and what becomes of them."""
+
+    def __init__(self, wire, address):
+        self.wire, self.address = wire, str(address)
+        self.sock = wire.flow(address)
+        self.sent = []          # when
+        self.went = []          # destinations of the frames, one after another
+        self.missing = {}       # payload: number
+
+    def __enter__(self):
+        self.wire.captured('host')
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def receive(self, until):
+        """Take what arrives on server until then."""
+        while True:
+            left = max(0, until - time.monotonic())
+            if select.select([self.wire.server], [], [], left)[0]:
+                self.missing.pop(self.wire.server.recv(2048), None)
+            elif not left:
+                return
+
+    def send(self):
+        """Send one when it is due; return where the frames since last time went."""
+        self.receive(self.sent[-1] + PACE if self.sent else 0)
+        payload = b'%d' % len(self.sent)
+        self.missing[payload] = len(self.sent)
+        self.sent.append(time.monotonic())
+        self.sock.send(payload)
+        went = [data[0:6].hex(':') for data in frames_to(self.wire, self.address)]
+        self.went += went
+        return went
+
+    def send_until(self, dst, seconds):
+        """Send until a frame goes to dst; return the number of its datagram."""
+        deadline = time.monotonic() + seconds
+        while dst not in self.send():
+            if time.monotonic() > deadline:
+                raise Failure(f'no frame to {dst} within {seconds:.2f} s')
+        return len(self.sent) - 1
+
+    def send_more(self, seconds):
+        """Go on for a while; then wait until the last has arrived."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.send()
+        while len(self.sent) - 1 in self.missing.values():
+            if time.monotonic() > deadline + DEADLINE:
+                raise Failure('the last datagram did not reach server')
+            self.receive(time.monotonic() + PACE)
+
+
+# --- a neighbour that is away ---
+
+def neigh_sysctl(name, value=None):
+    """The number that a neighbour sysctl of eth0 of host was; set it."""
+    with inside('host'), open(f'/proc/sys/net/ipv4/neigh/eth0/{name}', 'r+',
+                              encoding='ascii') as file:
+        before = int(file.read())
+        if value is not None:
+            file.seek(0)
+            file.write(str(value))
+    return before
+
+
+@contextlib.contextmanager
+def neigh_sysctls(values):
+    """Set neighbour sysctls for a while."""
+    before = {name: neigh_sysctl(name, value) for name, value in values.items()}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            neigh_sysctl(name, value)
+
+
+def detection_time():
+    """Seconds from the last sign of life to NUD_FAILED: at least, at most."""
+    probes = neigh_sysctl('ucast_solicit') * neigh_sysctl('retrans_time_ms') / 1000
+    # What it is multiplied by is random.
+    reachable = 1.5 * neigh_sysctl('base_reachable_time_ms') / 1000
+    return probes, reachable + neigh_sysctl('delay_first_probe_time') + probes
+
+
+# *_seconds: (at least, it took, at most); undetected: datagrams sent to mbox in vain
+Outage = collections.namedtuple(
+    'Outage', 'detect_seconds return_seconds undetected lost_undetected lost_otherwise')
+
+
+def outage(stream):
+    """Send through mbox, take it away and give it back."""
+    least, most = detection_time()
+    retrans = neigh_sysctl('retrans_time_ms') / 1000
+    stream.send_until(MBOX, DEADLINE)
+    stream.send_more(retrans)
+    first, taking = len(stream.sent), time.monotonic()
+    try:
+        ip_batch('lan', 'link set mbox nomaster')
+        taken = time.monotonic()
+        detected = stream.send_until(GW, most * LATE + DEADLINE)
+        # Until it has been looked for in vain and is looked for again
+        stream.send_more(retrans * (neigh_sysctl('mcast_solicit') + 1))
+    finally:
+        ip_batch('lan', 'link set mbox master br0')
+    given = time.monotonic()
+    returned = stream.send_until(MBOX, retrans * LATE + DEADLINE)
+    stream.send_more(retrans)
+    lost = stream.missing.values()
+    lost_undetected = sum(first <= number < detected for number in lost)
+    # It went at some time between taking and taken.
+    took = stream.sent[detected] - taken
+    if stream.sent[detected] - taking < least:
+        took = stream.sent[detected] - taking
+    return Outage((least, took, most), (0, stream.sent[returned] - given, retrans),
+                  detected - first, lost_undetected, len(lost) - lost_undetected)
+
+
+def within(note, what, seconds):
+    """The row of a time."""
+    least, took, most = seconds
+    seen = f'{what} after {took:.2f} s, {most:.2f} s by the sysctls'
+    if least <= took <= most * LATE + PACE + BUSY:
+        return Row(note, seen, seen, None)
+    return Row(note, f'{what} after {least:.2f} to {most:.2f} s', seen, None)
+
+
+# --- what the kernel says ---
+
+def stats(number):
+    """The counters of a nexthop as words."""
+    return nl(f'nexthop show id {number} stats').partition(' stats ')[2]
+
+
+def stat(number, word):
+    """One of them."""
+    words = stats(number).split()
+    return int(words[words.index(word) + 1])
+
+
+def write(path, value):
+    """Write a file of the kernel's."""
+    with open(path, 'w', encoding='ascii') as file:
+        file.write(f'{value}')
+
+
+@contextlib.contextmanager
+def traced(*events):
+    """Trace events meanwhile; yields what returns the lines since the last time."""
+    if not os.path.exists(f'{TRACING}/instances'):
+        subprocess.run(['mount', '-t', 'tracefs', 'none', TRACING], check=True)
+    directory = f'{TRACING}/instances/choices'
+    os.mkdir(directory)
+
+    def lines():
+        with open(f'{directory}/trace', 'r+', encoding='ascii') as file:
+            found = [line.rstrip('\n') for line in file if line[:1] != '#']
+        write(f'{directory}/trace', '')
+        return found
+    try:
+        for event in events:
+            write(f'{directory}/events/{event}/enable', 1)
+        yield lines
+    finally:
+        os.rmdir(directory)
+
+
+def choices(lines, address):
+    """The choices for packets to an address, as traced."""
+    found = [Choice(*(text.removeprefix('::ffff:') for text in match.groups()))
+             for match in map(CHOICE.search, lines) if match]
+    return [choice for choice in found if choice.daddr == str(address)]
+
+
+# --- fallback ---
+
+def fallback(wire, prefix):
+    """fallback"""
+    # note, number, neigh, who is asked for, source
+    kinds = ((': via', 370, 'via 192.0.2.9', '192.0.2.9', HOST),
+             (': via inet6', 371, 'via inet6 2001:db8::9', '2001:db8::9', HOST),
+             (': via + src', 372, f'via 192.0.2.9 src-lladdr {VMAC}', '192.0.2.9', VMAC))
+    for address, (note, number, neigh, preferred, src) in zip(prefix, kinds):
+        add_override(address, number, f'{neigh} fallback')
+        forget(preferred)
+        yield expect(sent_asking(wire, address, preferred), GW, src, f'{note}, first')
+        yield expect(sent_until(wire, address, MBOX), MBOX, src, f'{note}, soon')
+
+
+def fallback_unknown(wire, prefix):
+    """fallback"""
+    for note, number, nobody in ((': nobody', 373, NOBODY),
+                                 (': nobody, inet6', 374, '2001:db8::237')):
+        forget(nobody)
+        add_override(prefix[1], number, f'via {nobody} fallback')
+        yield expect(sent_asking(wire, prefix[1], nobody), GW, HOST, note)
+        ip(f'route del {prefix[1]}')
+    # The packet waits for gw, and is gw's when both have answered.
+    forget('192.0.2.0/24')
+    add_override(prefix[2], 375, 'via 192.0.2.9 fallback')
+    yield expect(sent_asking(wire, prefix[2], '192.0.2.9', '192.0.2.1'), GW, HOST, ': both unknown')
+    nl(f'nexthop add id 376 dev eth0 neigh via {NOBODY} fallback')
+    ip(f'route add {prefix[3]} nhid 376')
+    ip(f'neigh replace {prefix[3]} lladdr {MBOX} dev eth0')
+    yield expect(wire.send(prefix[3]), MBOX, HOST, ': no gateway')
+    ip(f'neigh del {prefix[3]} dev eth0')
+
+
+def fallback_outage(wire, prefix):
+    """outage"""
+    add_override(prefix, 377, 'via 192.0.2.9 fallback counters')
+    forget('192.0.2.9')
+    know('192.0.2.1')
+    with neigh_sysctls(QUICK), traced(OVERRIDES) as lines, Stream(wire, prefix[1]) as stream:
+        result = outage(stream)
+        traces = choices(lines(), prefix[1])
+    yield within(': detected', 'by gw', result.detect_seconds)
+    yield within(': over', 'by mbox', result.return_seconds)
+    yield Row(': lost', f'{result.undetected} until detected, 0 later',
+              f'{result.lost_undetected} until detected, {result.lost_otherwise} later', None)
+    sent, by_gw = len(stream.sent), stream.went.count(GW)
+    yield Row(': counted', f'packets {sent} fallback {by_gw}',
+              f'packets {stat(377, "packets")} fallback {stat(377, "fallback")}', None)
+    wanted = [('fallback' if dst == GW else 'via', dst) for dst in stream.went]
+    agreed = sum(pair == (choice.why, choice.lladdr) for pair, choice in zip(wanted, traces))
+    yield Row(': traced', f'{sent} choices, {sent} as the frames',
+              f'{len(traces)} choices, {agreed} as the frames', None)
+
+
+def confirming(address, flags, payload=b'alive'):
+    """Say on a datagram that the neighbour is alive."""
+    with Wire.flow(address) as sock:
+        sock.send(payload, flags)
+
+
+def talking(address):
+    """Say so as TCP does, when data has been acknowledged."""
+    with inside('server'):
+        listener = socket.create_server((str(address), PORT))
+    with inside('host'):
+        client = socket.socket()
+    with listener, client:
+        for sock in listener, client:
+            sock.settimeout(DEADLINE)
+        client.connect((str(address), PORT))
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(DEADLINE)
+            for _ in range(2):
+                client.send(b'question')
+                server.recv(64)
+                server.send(b'answer')
+                client.recv(64)
+
+
+ALIVE = {
+    ': MSG_CONFIRM': lambda address: confirming(address, socket.MSG_CONFIRM),
+    ': MSG_PROBE': lambda address: confirming(address, socket.MSG_CONFIRM | MSG_PROBE, b''),
+    ': TCP': talking,
+    # The contrast
+    ': UDP': lambda address: confirming(address, 0),
+}
+
+
+def confirmed():
+    """The neighbours of host that have been confirmed just now."""
+    names = {'192.0.2.1': 'gw', '192.0.2.9': 'mbox', NOBODY: 'nobody'}
+    # Entries start with an age of twice that.
+    age = neigh_sysctl('base_reachable_time_ms') / 1000
+    entries = json.loads(ip('-json -statistics neigh show dev eth0'))
+    return [names[entry['dst']] for entry in entries
+            if entry['dst'] in names and entry['confirmed'] < age]
+
+
+def fallback_confirms(_, prefix):
+    """alive"""
+    for address, number, preferred, used in ((prefix[1], 378, NOBODY, 'gw'),
+                                             (prefix[2], 379, '192.0.2.9', 'mbox')):
+        add_override(address, number, f'via {preferred} fallback')
+        for note, act in ALIVE.items():
+            forget('192.0.2.0/24')
+            know('192.0.2.1', '192.0.2.9', state='stale')
+            act(address)
+            expected = [] if note == ': UDP' else [used]
+            yield Row(f'{note}, by {used}', f'confirmed: {expected}', f'confirmed: {confirmed()}',
+                      None)
+
+
+# --- counters ---
+
+def send_counted(wire, sock, number, size):
+    """Send datagrams at once, await them; return what they are on the wire, as counted."""
+    wire.captured('host')
+    payloads = {b'%0*d' % (size, place) for place in range(number)}
+    for payload in payloads:
+        sock.send(payload)
+    deadline = time.monotonic() + DEADLINE
+    while payloads:
+        if not select.select([wire.server], [], [], max(0, deadline - time.monotonic()))[0]:
+            raise Failure(f'{len(payloads)} of {number} datagrams did not reach server')
+        payloads.discard(wire.server.recv(1 << 16))
+    frames = frames_to(wire, sock.getpeername()[0])
+    return f'packets {len(frames)} bytes {sum(len(data) - 14 for data in frames)}'
+
+
+def added(number, act):
+    """What the counters of a nexthop grow by, when something is done."""
+    before = stat(number, 'packets'), stat(number, 'bytes')
+    act()
+    return (f'packets {stat(number, "packets") - before[0]} '
+            f'bytes {stat(number, "bytes") - before[1]}')
+
+
+def counters(wire, prefix):
+    """counters"""
+    kinds = ((': lladdr', 380, f'lladdr {MBOX}'), (': via', 381, 'via 192.0.2.9'),
+             (': via inet6', 382, 'via inet6 2001:db8::9'),
+             (': src-lladdr', 383, f'src-lladdr {VMAC}'))
+    forget('192.0.2.0/24', '2001:db8::/64')
+    for address, (note, number, neigh) in zip(prefix, kinds):
+        add_override(address, number, f'{neigh} counters')
+        with wire.flow(address) as sock:
+            on_wire = send_counted(wire, sock, 20, 100)
+        expected = f'packets 20 bytes {20 * (IP_UDP_HEADERS + 100)}'
+        yield Row(note, f'{expected} fallback 0 unknown 0 failed 0', stats(number),
+                  None if on_wire == expected else f'on the wire: {on_wire}')
+    with wire.flow(prefix[0]) as sock:
+        # The UDP header is in the first of the fragments.
+        yield Row(': fragments', f'packets 3 bytes {3 * 20 + 8 + 3000}',
+                  added(380, lambda: sock.send(bytes(3000))), None)
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, 100)
+        yield Row(': GSO', 'packets 1 bytes 1028', added(380, lambda: sock.send(bytes(1000))), None)
+    nl(f'nexthop replace id 380 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC} counters')
+    with wire.flow(prefix[0]) as sock:
+        send_counted(wire, sock, 1, 50)
+    yield Row(': replaced', 'packets 1 bytes 78 fallback 0 unknown 0 failed 0', stats(380), None)
+
+
+def notification(events):
+    """The nexthop that the next notification is about, as it is shown."""
+    body = events.recv(1 << 16)[netlink.NLMSGHDR.size:]
+    with inside('host'):
+        return netlink.show(body[netlink.NHMSG.size:], netlink.NEXTHOP)
+
+
+def counters_shown(wire, prefix):
+    """counters"""
+    words = f'via 192.0.2.1 dev eth0 neigh lladdr {MBOX}'
+    with inside('host'):
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    with events:
+        events.bind((0, RTMGRP_NEXTHOP))
+        events.settimeout(DEADLINE)
+        nl(f'nexthop add id 385 {words} counters')
+        made = notification(events)
+        ip(f'route add {prefix[2]} nhid 385')
+        with wire.flow(prefix[2]) as sock:
+            send_counted(wire, sock, 1, 50)
+            nl(f'nexthop replace id 385 {words} counters')
+            replaced = notification(events)
+            send_counted(wire, sock, 1, 50)
+    add_override(prefix[1], 384, f'lladdr {MBOX}')
+    wire.send(prefix[1])
+    counts = 'counters stats packets 1 bytes 78 fallback 0 unknown 0 failed 0'
+    dump = {line.split()[1]: line for line in nl('nexthop show stats').splitlines()}
+    for note, expected, line in (
+            (': no flag, stats', 'nothing', nl('nexthop show id 384 stats')),
+            (': no flag, dump', 'nothing', dump['384']),
+            (': show', 'counters', nl('nexthop show id 385')),
+            (': show stats', counts, nl('nexthop show id 385 stats')),
+            (': dump', counts, dump['385']),
+            (': route get', 'counters', nl(f'route get {prefix[2]}')),
+            (': made, notified', 'counters', made),
+            (': replaced, notified', 'counters', replaced)):
+        _, shown, rest = line.partition(f' neigh lladdr {MBOX}')
+        yield Row(note, expected, rest.strip() or 'nothing' if shown else line, None)
+
+
+def counters_group(wire, prefix):
+    """counters"""
+    nl(f'nexthop add id 386 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC} counters')
+    nl(f'nexthop add id 387 dev eth0 neigh lladdr {MBOX} counters')
+    ip('nexthop add id 388 group 386/387')
+    ip(f'route add {prefix} nhid 388')
+    frames = [wire.send(prefix[1]) for _ in range(16)]
+    for note, number, dst in (': member 1', 386, GW), (': member 2', 387, MBOX):
+        sent = sum(frame.dst == dst for frame in frames)
+        yield Row(note, f'packets {sent}', f'packets {stat(number, "packets")}',
+                  None if sent else f'all went the other way: {frames[0]}')
+
+
+# --- sources of others ---
+
+@contextlib.contextmanager
+def ignored_sources():
+    """Let the bridge not learn from host: it does not have the owners on its cable."""
+    ip_batch('lan', 'link set host type bridge_slave learning off')
+    try:
+        yield
+    finally:
+        ip_batch('lan', 'link set host type bridge_slave learning on')
+
+
+def send_in_vain(wire, source, address):
+    """Send what is going to be dropped; return what passed nevertheless."""
+    wire.captured('host')
+    with foreign(source, address) as sock, contextlib.suppress(PermissionError):
+        sock.send(b'in vain')
+    return frames_to(wire, address)
+
+
+def counters_owner(wire, prefix):
+    """counters"""
+    size = IP_UDP_HEADERS + len('in vain')
+    know('192.0.2.1', '192.0.2.9')
+    for note, number, flags, failed in ((': preserve', 389, 'preserve', 0),
+                                        (': preserve strict', 390, 'preserve strict', 2)):
+        add_override(prefix[1], number, f'{flags} counters')
+        with ignored_sources():
+            seen = [len(send_in_vain(wire, source, prefix[1]))
+                    for source in ('192.0.2.2', '192.0.2.9', NOBODY, NOBODY)]
+        ip(f'route del {prefix[1]}')
+        yield Row(note, f'packets 4 bytes {4 * size} fallback 0 unknown 2 failed {failed}',
+                  stats(number), None if sum(seen) == 4 - failed else f'on the wire: {seen}')
+
+
+def expect_choice(note, lines, frame, addresses, text):
+    """The row of a choice: as traced, and as the frame."""
+    source, destination, gateway = map(str, addresses)
+    found = choices(lines, destination)
+    if len(found) != 1:
+        return Row(note, text, f'{len(found)} choices', None)
+    choice, = found
+    problem = frame and frame.problem
+    if (choice.dev, choice.saddr, choice.gw) != ('eth0', source, gateway):
+        problem = f'not from {source} by {gateway}: {choice}'
+    elif frame and (choice.lladdr, choice.src) != (frame.dst, frame.src):
+        problem = f'the frame: {frame}'
+    return Row(note, text, f'{choice.nh} {choice.lladdr} ({choice.why}), '
+                           f'{choice.src} ({choice.src_why}){choice.dropped}', problem)
+
+
+# note, neigh, source, text: neighbour, its address (reason), source (reason)
+BY_GW, BY_HOST = f'192.0.2.1 {GW} (own)', f'{HOST} (own)'
+TRACED = (
+    (': via', 'via 192.0.2.9', '192.0.2.2', f'192.0.2.9 {MBOX} (via), {BY_HOST}'),
+    (': via inet6', 'via inet6 2001:db8::9', '192.0.2.2',
+     f'2001:db8::9 {MBOX} (via), {BY_HOST}'),
+    (': lladdr', f'lladdr {MBOX}', '192.0.2.2', f'{NO_ADDRESS} {MBOX} (lladdr), {BY_HOST}'),
+    (': src-lladdr', f'src-lladdr {VMAC}', '192.0.2.2', f'{BY_GW}, {VMAC} (lladdr)'),
+    (': lladdr + src', f'lladdr {MBOX} src-lladdr {VMAC}', '192.0.2.2',
+     f'{NO_ADDRESS} {MBOX} (lladdr), {VMAC} (lladdr)'),
+    (': fallback', f'via {NOBODY} fallback', '192.0.2.2',
+     f'192.0.2.1 {GW} (fallback), {BY_HOST}'),
+    (': preserve, host', 'preserve', '192.0.2.2', f'{BY_GW}, {HOST} (local)'),
+    (': preserve, on-link', 'preserve', '192.0.2.9', f'{BY_GW}, {MBOX} (on-link)'),
+    (': preserve, gateway', f'lladdr {MBOX} preserve', '198.51.100.77',
+     f'{NO_ADDRESS} {MBOX} (lladdr), {GW} (gateway)'),
+    (': preserve, to itself', 'preserve', '198.51.100.77', f'{BY_GW}, {HOST} (own)'),
+    (': preserve, unknown', 'preserve', NOBODY, f'{BY_GW}, {HOST} (unknown)'),
+)
+
+
+def trace(wire, prefix):
+    """trace"""
+    know('192.0.2.1', '192.0.2.9', '2001:db8::9')
+    nl(f'nexthop add id 391 via 192.0.2.1 dev eth0 neigh lladdr {MBOX}')
+    ip(f'route add {prefix[1]} nhid 391')
+    ip(f'route add {prefix[2]} via link {MBOX} dev eth0')
+    with traced(OVERRIDES) as lines, ignored_sources():
+        for note, neigh, source, text in TRACED:
+            nl(f'nexthop replace id 391 via 192.0.2.1 dev eth0 neigh {neigh}')
+            frame = send_as(wire, source, prefix[1])
+            yield expect_choice(note, lines(), frame, (source, prefix[1], '192.0.2.1'), text)
+        frame = wire.send(prefix[2])
+        yield expect_choice(': via link', lines(), frame, ('192.0.2.2', prefix[2], NO_ADDRESS),
+                            f'{NO_ADDRESS} {MBOX} (lladdr), {BY_HOST}')
+
+
+def trace_no_frame(wire, prefix):
+    """trace"""
+    forget('192.0.2.9')
+    add_override(prefix[1], 392, 'via 192.0.2.9')
+    add_override(prefix[2], 393, 'preserve strict')
+    with traced(OVERRIDES) as lines:
+        wire.send(prefix[1])
+        yield expect_choice(': not resolved yet', lines(), None,
+                            ('192.0.2.2', prefix[1], '192.0.2.1'),
+                            f'192.0.2.9 {NO_LLADDR} (via), {BY_HOST}')
+        passed = send_in_vain(wire, NOBODY, prefix[2])
+        row = expect_choice(': preserve strict', lines(), None, (NOBODY, prefix[2], '192.0.2.1'),
+                            f'{NO_ADDRESS} {NO_LLADDR} (own), {HOST} (unknown) dropped')
+        yield row._replace(problem=row.problem or passed and 'there is a frame' or None)
+
+
+def drop_reason(wire, prefix):
+    """drops"""
+    add_override(prefix[1], 394, 'preserve')
+    add_override(prefix[2], 395, 'preserve strict')
+    with traced(DROPS) as lines:
+        for note, address, drops in (': preserve', prefix[1], 0), (': strict', prefix[2], 3):
+            passed = [send_in_vain(wire, NOBODY, address) for _ in range(3)]
+            reasons = [line.rpartition('reason: ')[2] for line in lines()]
+            yield Row(note, f'{drops} for NEIGH_OVERRIDE_STRICT, {3 - drops} frames',
+                      f'{reasons.count("NEIGH_OVERRIDE_STRICT")} for NEIGH_OVERRIDE_STRICT, '
+                      f'{sum(map(len, passed))} frames', None)
+
+
+CASES = (fallback, fallback_unknown, fallback_outage, fallback_confirms, counters, counters_shown,
+         counters_group, counters_owner, trace, trace_no_frame, drop_reason)
+
+
+def main(words):
+    """The command line."""
+    if {'-h', '--help'} & set(words):
+        print(__doc__.strip())
+        return 0
+    set_up()
+    wire, prefix = Wire(), PREFIXES[0]
+    add_override(prefix, 370, 'via 192.0.2.9 fallback')
+    with neigh_sysctls(dict(word.split('=') for word in words)):
+        print('net.ipv4.neigh.eth0:', *(f'{name}={neigh_sysctl(name)}' for name in QUICK))
+        with Stream(wire, prefix[1]) as stream:
+            result = outage(stream)
+    for what, (least, took, most) in (('detected', result.detect_seconds),
+                                      ('back', result.return_seconds)):
+        print(f'{what} after {took:.2f} s, by the sysctls after {least:.2f} to {most:.2f} s')
+    print(f'lost: {result.lost_undetected} of {len(stream.sent)} datagrams until detected, '
+          f'{result.lost_otherwise} later')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,570 @@
+"""Whatever sends IPv4 packets over an overridden route, not only UDP sockets."""
+
+import contextlib
+import errno
+import re
+import select
+import socket
+import subprocess
+from ipaddress import ip_address, ip_network
+
+from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override,
+                 inside, ip, ip_batch, netlink_here, nl)
+
+BOTH = f'lladdr {MBOX} src-lladdr {VMAC}'
+# One more host on the LAN: its device, and what is below that
+NODE, NODE_BELOW = '02:00:00:00:00:05', '02:00:00:00:00:06'
+INNER = '02:00:00:00:03:02'
+
+# <linux/in.h>, <linux/udp.h>
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 0, 1, 2
+SOL_UDP, UDP_SEGMENT = 17, 103
+TCP_FIN, TCP_SYN, TCP_RST = 1, 2, 4
+
+
+# --- what the cases share ---
+
+def run_in(name, command):
+    """Run a command in a namespace; return what it prints."""
+    with inside(name):
+        done = subprocess.run(command.split(), text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'{command}: {done.stderr.strip()}')
+    return done.stdout
+
+
+def netlink_in(name, line):
+    """Run a line of netlink.py in a namespace."""
+    with inside(name):
+        return netlink_here(name, line)
+
+
+def connected(name, address, device=None):
+    """A UDP socket in a namespace, perhaps bound to a device."""
+    with inside(name):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    if device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    sock.connect((str(address), PORT))
+    return sock
+
+
+def forget(wire):
+    """Nothing that has passed until now matters."""
+    for port in wire.captures:
+        wire.captured(port)
+
+
+def deliver(wire, sock, size=0, segments=1):
+    """Send datagrams of a size at once; return what went wrong."""
+    wire.sent += 1
+    parts = [(b'datagram %d.%d ' % (wire.sent, part)).ljust(size, b'.')
+             for part in range(segments)]
+    forget(wire)
+    sock.send(b''.join(parts))
+    return None if all(map(wire.delivered, parts)) else 'it did not reach server'
+
+
+def frames_to(wire, address, protocol=socket.IPPROTO_UDP, port='host'):
+    """The frames to an address that came from the host at a port."""
+    wanted = b'\x08\x00', protocol, socket.inet_aton(str(address))
+    return [data for _, data, from_host in wire.captured(port)
+            if from_host and (data[12:14], data[23], data[30:34]) == wanted]
+
+
+def awaited(wire, address):
+    """The frames from host to an address that server does not get."""
+    frames = []
+    while not frames and select.select([wire.captures['host']], [], [], DEADLINE)[0]:
+        frames += frames_to(wire, address)
+    return frames
+
+
+def addresses(frame):
+    """(destination, source) of a frame."""
+    return frame[0:6].hex(':'), frame[6:12].hex(':')
+
+
+def expect_frames(frames, lladdrs, note='', count=1, problem=None):
+    """The row of frames that have all the same link-layer addresses."""
+    seen = {addresses(frame) for frame in frames}
+    if len(frames) != count:
+        problem = problem or f'{len(frames)} frames instead of {count}'
+    return Row(note, lladdrs, min(seen - {lladdrs} or seen, default=(None, None)), problem)
+
+
+def expect_delivery(wire, sock, lladdrs, note='', port='host'):
+    """The row of one datagram, on the cable of its sender or of another host."""
+    problem = deliver(wire, sock)
+    frames = frames_to(wire, sock.getpeername()[0], port=port)
+    return expect_frames(frames, lladdrs, note, problem=problem)
+
+
+@contextlib.contextmanager
+def another_host(wire, bridge_end='node'):
+    """A host on the LAN, node; what the bridge has of its cable may be a VLAN device."""
+    ip_batch(None, 'netns add node')
+    try:
+        ip_batch('lan', f'link add node type veth peer name eth0 address {NODE_BELOW} netns node',
+                 'link set node up')
+        if bridge_end != 'node':
+            ip_batch('lan', f'link add link node name {bridge_end} type vlan id 5')
+        ip_batch('lan', f'link set {bridge_end} master br0 up')
+        with inside('lan'), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as capture:
+            capture.bind(('node', ETH_P_ALL))
+            capture.setblocking(False)
+            wire.captures['node'] = capture
+            yield bridge_end
+    finally:
+        wire.captures.pop('node', None)
+        ip_batch('lan', 'link delete node')
+        ip_batch(None, 'netns delete node')
+
+
+def connect_node(device, bridge_end='node'):
+    """Give node's device its address, when all is up."""
+    # The kernel notes a carrier later, but at once when somebody asks.
+    ip_batch('node', 'link set eth0 up', 'link show dev eth0')
+    ip_batch('lan', 'link show dev node', f'link show dev {bridge_end}')
+    ip_batch('node', f'link set {device} up', f'link show dev {device}',
+             f'address add 192.0.2.5/24 dev {device}')
+
+
+# --- IPsec ---
+
+@contextlib.contextmanager
+def esp(mode, number, inner, outer):
+    """ESP from host to server for what host sends to an address."""
+    keys = f"auth-trunc hmac(sha256) 0x{'5a' * 32} 128 enc cbc(aes) 0x{'a5' * 16}"
+    for name, direction in ('host', 'out'), ('server', 'in'):
+        ip_batch(name, f'xfrm state add src 192.0.2.2 dst {outer} proto esp spi {number} '
+                       f'mode {mode} {keys}',
+                 f'xfrm policy add src 192.0.2.2 dst {inner} dir {direction} '
+                 f'tmpl src 192.0.2.2 dst {outer} proto esp mode {mode}')
+    try:
+        yield
+    finally:
+        for name in 'host', 'server':
+            ip_batch(name, 'xfrm policy flush', 'xfrm state flush')
+
+
+def expect_esp(wire, inner, outer, lladdrs, note=''):
+    """The row of a datagram that leaves as ESP."""
+    with connected('host', inner) as sock:
+        problem = deliver(wire, sock)
+    return expect_frames(frames_to(wire, outer, socket.IPPROTO_ESP), lladdrs, note,
+                         problem=problem)
+
+
+def xfrm_transport(wire, prefix):
+    """xfrm: transport mode"""
+    add_override(prefix, 200, BOTH)
+    with esp('transport', 200, prefix[1], prefix[1]):
+        yield expect_esp(wire, prefix[1], prefix[1], (MBOX, VMAC))
+
+
+def xfrm_tunnel(wire, prefix):
+    """xfrm: tunnel mode"""
+    add_override(prefix[1], 201, f'lladdr {MBOX}')
+    add_override(prefix[2], 202, f'src-lladdr {VMAC}')
+    with esp('tunnel', 201, prefix[1], prefix[2]):
+        yield expect_esp(wire, prefix[1], prefix[2], (GW, VMAC))
+        ip(f'route replace {prefix[2]} via 192.0.2.1')
+        yield expect_esp(wire, prefix[1], prefix[2], (GW, HOST), ', plain')
+
+
+# --- VRF, IPVS ---
+
+def vrf(wire, prefix):
+    """VRF"""
+    with another_host(wire):
+        ip_batch('node', 'link add red type vrf table 10', 'link set red up',
+                 'link set eth0 master red')
+        connect_node('eth0')
+        netlink_in('node', f'nexthop add id 203 via 192.0.2.1 dev eth0 neigh {BOTH}')
+        ip_batch('node', f'route add {prefix[1]} vrf red nhid 203',
+                 f'route add {prefix[2]} nhid 203')
+        with connected('node', prefix[1], 'red') as sock:
+            yield expect_delivery(wire, sock, (MBOX, VMAC), ': bound socket', 'node')
+            # Now the VRF device transmits: it looks the route up again.
+            run_in('node', 'tc qdisc add dev red root pfifo')
+            yield expect_delivery(wire, sock, (MBOX, VMAC), ': through a qdisc', 'node')
+            run_in('node', 'tc qdisc delete dev red root')
+        with connected('node', prefix[2]) as sock:
+            yield expect_delivery(wire, sock, (MBOX, VMAC), ': leaked route', 'node')
+
+
+@contextlib.contextmanager
+def balanced(service, server):
+    """Direct routing on host: what goes to service is sent to server, as it is."""
+    run_in('host', f'ipvsadm -A -u {service}:{PORT} -s rr')
+    try:
+        run_in('host', f'ipvsadm -a -u {service}:{PORT} -r {server}:{PORT} -g')
+        yield
+    finally:
+        run_in('host', f'ipvsadm -D -u {service}:{PORT}')
+
+
+def ipvs(wire, prefix):
+    """IPVS"""
+    add_override(prefix[2], 204, BOTH)
+    with balanced(prefix[1], prefix[2]):
+        with connected('host', prefix[1]) as sock:
+            yield expect_delivery(wire, sock, (MBOX, VMAC), ': gateway')
+        ip(f'route replace {prefix[2]} via link {MBOX} dev eth0')
+        with connected('host', prefix[1]) as sock:
+            yield expect_delivery(wire, sock, (MBOX, HOST), ': via link')
+
+
+def ipvs_director(wire, prefix):
+    """IPVS: from another host"""
+    nl(f'nexthop add id 205 via 192.0.2.9 dev eth0 neigh lladdr {GW} src-lladdr {VMAC}')
+    ip(f'route add {prefix[2]} nhid 205')
+    ip(f'address add {prefix[1]} dev eth0')
+    ip_batch('mbox', f'route add {prefix[1]} via 192.0.2.2')
+    with balanced(prefix[1], prefix[2]), connected('mbox', prefix[1]) as sock:
+        yield expect_delivery(wire, sock, (GW, VMAC))
+    ip(f'address delete {prefix[1]} dev eth0')
+
+
+# --- tunnels ---
+
+def make_tunnel(prefix, device, kind, options=''):
+    """A tunnel from host to an address of server."""
+    for name, local, remote in (('host', '192.0.2.2', prefix[1]),
+                                ('server', prefix[1], '192.0.2.2')):
+        # Nothing of IPv6 is to go through it as well.
+        ip_batch(name, f'link add {device} type {kind} local {local} remote {remote} {options}',
+                 f'link set {device} addrgenmode none', f'link set {device} up')
+
+
+def remove_tunnel(device):
+    """Without the route through it."""
+    for name in 'host', 'server':
+        ip_batch(name, f'link delete {device}')
+
+
+def gre(wire, prefix):
+    """GRE"""
+    add_override(prefix[1], 206, BOTH)
+    make_tunnel(prefix, 'gre7', 'gre')
+    ip(f'route add {prefix[2]} dev gre7 src 192.0.2.2')
+    with connected('host', prefix[2]) as sock:
+        problem = deliver(wire, sock)
+    yield expect_frames(frames_to(wire, prefix[1], socket.IPPROTO_GRE), (MBOX, VMAC),
+                        problem=problem)
+    remove_tunnel('gre7')
+
+
+def vxlan(wire, prefix):
+    """VXLAN"""
+    add_override(prefix[1], 207, BOTH)
+    make_tunnel(prefix, 'vxlan7', 'vxlan', 'id 7 dstport 4789')
+    ip_batch('server', f'link set vxlan7 address {INNER}')
+    nl(f'nexthop add id 208 dev vxlan7 neigh lladdr {INNER} src-lladdr {NODE}')
+    ip(f'route add {prefix[2]} nhid 208 src 192.0.2.2')
+    with connected('host', prefix[2]) as sock:
+        problem = deliver(wire, sock)
+    frames = frames_to(wire, prefix[1])
+    yield expect_frames(frames, (MBOX, VMAC), ': outer frame', problem=problem)
+    inner = [frame[14 + 20 + 8 + 8:] for frame in frames]
+    yield expect_frames(inner, (INNER, NODE), ': inner frame', problem=problem)
+    remove_tunnel('vxlan7')
+
+
+# --- fragments, segments, path MTU ---
+
+def fragments(wire, prefix):
+    """fragments"""
+    add_override(prefix, 209, BOTH)
+    with connected('host', prefix[1]) as sock:
+        problem = deliver(wire, sock, 4000)
+    yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), count=3, problem=problem)
+
+
+@contextlib.contextmanager
+def segmentation_off(name):
+    """Let the kernel cut UDP segments before a host's device gets them."""
+    run_in(name, 'ethtool -K eth0 tx-udp-segmentation off')
+    try:
+        yield
+    finally:
+        run_in(name, 'ethtool -K eth0 tx-udp-segmentation on')
+
+
+def gso(wire, prefix):
+    """GSO"""
+    add_override(prefix, 210, BOTH)
+    with connected('host', prefix[1]) as sock:
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
+        problem = deliver(wire, sock, 1000, 10)
+        yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), ': left to the device',
+                            problem=problem)
+        with segmentation_off('host'):
+            problem = deliver(wire, sock, 1000, 10)
+        yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), ': in software', 10, problem)
+
+
+def refused(sock, size):
+    """What a datagram of a size is refused with."""
+    try:
+        sock.send(bytes(size))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return 'not refused'
+
+
+def pmtu(wire, prefix):
+    """PMTU"""
+    add_override(prefix, 211, BOTH)
+    ip_batch('gw', f'route add {prefix} via 198.51.100.2 mtu 1000')
+    with connected('host', prefix[1]) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        sock.send(bytes(1400))
+        if not select.select([sock], [], [], DEADLINE)[0]:
+            raise Failure('gw did not answer')
+        # It is the error that came in.
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        found = re.search('mtu [0-9]+', ip(f'route get {prefix[1]}'))
+        yield Row(': exception', 'mtu 1000', found and found[0] or 'none', None)
+        yield Row(': override kept', f'{prefix[1]} via 192.0.2.1 dev eth0 neigh {BOTH}',
+                  nl(f'route get {prefix[1]}'), None)
+        yield Row(': too big', 'EMSGSIZE', refused(sock, 1400), None)
+        yield expect_delivery(wire, sock, (MBOX, VMAC), ': small enough')
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
+        problem = deliver(wire, sock, 1400)
+        yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), ': fragments', 2, problem)
+        nl(f'nexthop replace id 211 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC}')
+        yield expect_delivery(wire, sock, (GW, VMAC), ': override replaced')
+    ip_batch('gw', f'route delete {prefix} via 198.51.100.2')
+
+
+# --- lookups, and packets that agree ---
+
+def marked(wire, prefix):
+    """mark"""
+    nl(f'nexthop add id 212 via 192.0.2.1 dev eth0 neigh {BOTH}')
+    ip(f'route add {prefix[1]} table 212 nhid 212')
+    ip(f'route add {prefix[2]} table 212 via link {MBOX} dev eth0')
+    ip(f'rule add fwmark 212 to {prefix} lookup 212')
+    yield Row(': netlink.py route get', f'{prefix[1]} via 192.0.2.1 dev eth0 neigh {BOTH}',
+              nl(f'route get {prefix[1]} mark 212'), None)
+    yield Row(': no mark', f'{prefix[1]} via 192.0.2.1 dev eth0',
+              nl(f'route get {prefix[1]}'), None)
+    yield Row(': ip route get', f'{prefix[2]} via link {MBOX} dev eth0',
+              ip(f'route get {prefix[2]} mark 212').partition(' table ')[0], None)
+    for address, lladdrs, note in ((prefix[1], (MBOX, VMAC), ': nexthop object'),
+                                   (prefix[2], (MBOX, HOST), ': via link')):
+        with connected('host', address) as sock:
+            yield expect_delivery(wire, sock, (GW, HOST), f'{note}, no mark')
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 212)
+            yield expect_delivery(wire, sock, lladdrs, note)
+    ip(f'rule delete fwmark 212 to {prefix} lookup 212')
+
+
+def host_forwards(wire, prefix):
+    """host forwards"""
+    neigh = f'lladdr {GW} src-lladdr {VMAC}'
+    nl(f'nexthop add id 213 via 192.0.2.9 dev eth0 neigh {neigh}')
+    ip(f'route add {prefix[1]} nhid 213')
+    ip(f'route add {prefix[2]} via link {GW} dev eth0')
+    ip_batch('mbox', f'route add {prefix} via 192.0.2.2')
+    yield Row(': netlink.py', f'{prefix[1]} from 192.0.2.9 via 192.0.2.9 dev eth0 neigh {neigh}',
+              nl(f'route get {prefix[1]} from 192.0.2.9 iif eth0'), None)
+    line = ' '.join(ip(f'route get {prefix[2]} from 192.0.2.9 iif eth0').split())
+    yield Row(': ip route get', f'{prefix[2]} from 192.0.2.9 via link {GW} dev eth0',
+              line.partition(' cache')[0], None)
+    with connected('mbox', prefix[1]) as sock:
+        yield expect_delivery(wire, sock, (GW, VMAC))
+
+
+def mbox_forwards(wire, prefix):
+    """mbox forwards"""
+    ip(f'route add {prefix} via 192.0.2.9')
+    # Nobody has the gateway's address.
+    for number, address, metrics in (214, prefix[1], ''), (216, prefix[2], 'mtu 600'):
+        netlink_in('mbox', f'nexthop add id {number} via 192.0.2.77 dev eth0 '
+                           f'neigh lladdr {GW} src-lladdr {VMAC}')
+        ip_batch('mbox', f'route add {address} nhid {number} {metrics}')
+    with connected('host', prefix[1]) as sock:
+        yield expect_delivery(wire, sock, (GW, VMAC), port='mbox')
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
+        with segmentation_off('mbox'):
+            problem = deliver(wire, sock, 1000, 10)
+        yield expect_frames(frames_to(wire, prefix[1], port='mbox'), (GW, VMAC), ': GSO', 10,
+                            problem)
+    with connected('host', prefix[2]) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        sock.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
+        problem = deliver(wire, sock, 1000, 10)
+        yield expect_frames(frames_to(wire, prefix[2], port='mbox'), (GW, VMAC),
+                            ': GSO, fragments', 20, problem)
+
+
+# --- TCP ---
+
+def converse(client, listener, address):
+    """Connect, send something either way, close; return what went wrong."""
+    data = bytes(range(256)) * 160
+    client.settimeout(DEADLINE)
+    listener.settimeout(DEADLINE)
+    client.connect((str(address), PORT))
+    client.sendall(data)
+    client.shutdown(socket.SHUT_WR)
+    peer, _ = listener.accept()
+    with peer, peer.makefile('rb') as file:
+        peer.settimeout(DEADLINE)
+        received = file.read()
+        peer.sendall(received)
+    with client.makefile('rb') as file:
+        return None if file.read() == received == data else 'the data did not arrive'
+
+
+def expect_segments(wire, address, flags, note, problem=None):
+    """The row of TCP segments to an address; some of them have the flags."""
+    frames = frames_to(wire, address, socket.IPPROTO_TCP)
+    seen = 0
+    for frame in frames:
+        seen |= frame[14 + 20 + 13]
+    if seen & flags != flags:
+        problem = problem or f'flags seen: {seen:#04x}'
+    return expect_frames(frames, (MBOX, VMAC), note, len(frames), problem)
+
+
+def tcp(wire, prefix):
+    """TCP"""
+    add_override(prefix, 215, BOTH)
+    with inside('server'):
+        there = socket.create_server(('', PORT))
+        from_there = [socket.socket(), socket.socket()]
+    with inside('host'):
+        here = socket.create_server(('', PORT))
+        from_here = socket.socket()
+    for sock, address in zip(from_there, (prefix[1], prefix[2])):
+        sock.bind((str(address), 0))
+        sock.settimeout(DEADLINE)
+    with there, here, from_here, from_there[0], from_there[1]:
+        forget(wire)
+        problem = converse(from_here, there, prefix[1])
+        yield expect_segments(wire, prefix[1], TCP_SYN | TCP_FIN, ': to server', problem)
+        problem = converse(from_there[0], here, '192.0.2.2')
+        yield expect_segments(wire, prefix[1], TCP_SYN | TCP_FIN, ': from server', problem)
+        code = from_there[1].connect_ex(('192.0.2.2', PORT + 1))
+        problem = None if code == errno.ECONNREFUSED else 'it was not refused'
+        yield expect_segments(wire, prefix[2], TCP_RST, ': refused', problem)
+
+
+# --- devices ---
+
+def device_rows(wire, prefix, number, device, *commands, bridge_end='node'):
+    """Rows for each kind of override on a device of node."""
+    with another_host(wire, bridge_end):
+        ip_batch('node', *commands)
+        yield from override_rows(wire, prefix, number, device, bridge_end)
+
+
+def override_rows(wire, prefix, number, device, bridge_end='node'):
+    """Rows for each kind of override on a device of node that is there."""
+    connect_node(device, bridge_end)
+    ip_batch('node', f'nexthop add id {number} via 192.0.2.1 dev {device}',
+             f'route add {prefix} nhid {number}')
+    for neigh, lladdrs in ((f'lladdr {MBOX}', (MBOX, NODE)), (BOTH, (MBOX, VMAC)),
+                           (f'src-lladdr {VMAC}', (GW, VMAC))):
+        netlink_in('node', f'nexthop replace id {number} via 192.0.2.1 dev {device} neigh {neigh}')
+        note = ' '.join(neigh.split()[::2])
+        with connected('node', prefix[1]) as sock:
+            yield expect_delivery(wire, sock, lladdrs, f': {note}', 'node')
+
+
+def vlan(wire, prefix):
+    """VLAN"""
+    # The bridge gets nothing without the tag.
+    yield from device_rows(wire, prefix, 220, 'vlan5',
+                           f'link add link eth0 name vlan5 address {NODE} type vlan id 5',
+                           bridge_end='node.5')
+
+
+def vlan_in_software(wire, prefix):
+    """soft VLAN"""
+    with another_host(wire, 'node.5') as bridge_end:
+        run_in('node', 'ethtool -K eth0 tx-vlan-hw-insert off')
+        ip_batch('node', f'link add link eth0 name vlan5 address {NODE} '
+                         'type vlan id 5 reorder_hdr off')
+        yield from override_rows(wire, prefix, 221, 'vlan5', bridge_end)
+
+
+def macvlan(wire, prefix):
+    """macvlan"""
+    yield from device_rows(wire, prefix, 222, 'macvlan0',
+                           f'link add link eth0 name macvlan0 address {NODE} '
+                           'type macvlan mode bridge')
+
+
+def ipvlan(wire, prefix):
+    """ipvlan"""
+    # It has the address of what is below.
+    yield from device_rows(wire, prefix, 223, 'ipvlan0', f'link set eth0 address {NODE}',
+                           'link add link eth0 name ipvlan0 type ipvlan mode l2')
+
+
+def bridge_device(wire, prefix):
+    """bridge"""
+    yield from device_rows(wire, prefix, 224, 'br0', f'link add br0 address {NODE} type bridge',
+                           'link set eth0 master br0')
+
+
+def bond(wire, prefix):
+    """bond"""
+    yield from device_rows(wire, prefix, 225, 'bond0',
+                           f'link add bond0 address {NODE} type bond mode active-backup',
+                           'link set eth0 master bond0')
+
+
+def team(wire, prefix):
+    """team"""
+    with another_host(wire):
+        ip_batch('node', f'link add team0 address {NODE} type team')
+        run_in('node', 'teamnl team0 setoption mode activebackup')
+        # Who makes a team is to give its ports the address.
+        ip_batch('node', f'link set eth0 address {NODE} master team0')
+        with inside('node'):
+            port = socket.if_nametoindex('eth0')
+        run_in('node', f'teamnl team0 setoption activeport {port}')
+        yield from override_rows(wire, prefix, 226, 'team0')
+
+
+# --- what an override is not for ---
+
+def expect_many(wire, prefix, number, address, lladdr):
+    """The rows of a packet to more than one host, behind one to a single host."""
+    nl(f'nexthop add id {number} dev eth0 neigh {BOTH}')
+    routes = prefix, ip_network((address, 8 if address.is_multicast else 32), strict=False)
+    for destination in routes:
+        ip(f'route add {destination} nhid {number}')
+
+    def unicast(note):
+        with connected('host', prefix[1]) as sock:
+            return expect_delivery(wire, sock, (MBOX, VMAC), note)
+    # Their routes could share what the nexthop caches.
+    yield unicast(': unicast before')
+    with connected('host', address) as sock:
+        sock.send(b'to whom it may concern')
+    yield expect_frames(awaited(wire, address), (lladdr, HOST))
+    yield unicast(': unicast behind')
+    ip(f'route delete {routes[1]}')
+
+
+def multicast(wire, prefix):
+    """multicast"""
+    yield from expect_many(wire, prefix, 230, ip_address('239.1.2.3'), '01:00:5e:01:02:03')
+
+
+def broadcast(wire, prefix):
+    """broadcast"""
+    yield from expect_many(wire, prefix, 231, ip_address('255.255.255.255'), 'ff:ff:ff:ff:ff:ff')
+
+
+CASES = (xfrm_transport, xfrm_tunnel, vrf, ipvs, ipvs_director, gre, vxlan, fragments, gso, pmtu,
+         marked, host_forwards, mbox_forwards, tcp, vlan, vlan_in_software, macvlan, ipvlan,
+         bridge_device, bond, team, multicast, broadcast)

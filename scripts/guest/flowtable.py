@@ -1,0 +1,228 @@
+"""Flows that netfilter's flowtable may take over, and those that it has to leave alone."""
+
+import contextlib
+import socket
+import subprocess
+
+from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, VMAC, Failure, Row, describe, inside,
+                 ip_batch, netlink_here, nft)
+
+# Both ends of the cable between gw and server
+GW_TO_SERVER, SERVER = '02:00:00:00:02:01', '02:00:00:00:02:02'
+# An address that gw takes for that of a group of hosts: server gets it as well.
+GROUP, GROUP_MAC = '198.51.100.3', '03:00:00:00:02:03'
+# Packets of host to server have this source: gw has a route of its own to it.
+CLIENT = '192.0.2.150'
+ROUNDS = 5
+
+RULES = '''table inet flows {
+    flowtable fast { hook ingress priority 0; devices = { eth0, eth1 }; };
+    counter slow { }
+    chain forward {
+        type filter hook forward priority 0;
+        counter name slow
+        meta l4proto udp flow add @fast
+    }
+}'''
+
+
+def slow_packets():
+    """How many packets went by the forward chain of gw."""
+    with inside('gw'):
+        listed = subprocess.run(['nft', 'list', 'counter', 'inet', 'flows', 'slow'], text=True,
+                                capture_output=True, check=True)
+    return int(listed.stdout.partition('packets ')[2].split()[0])
+
+
+@contextlib.contextmanager
+def flowtable():
+    """gw has a flowtable, and host an address to be used with it."""
+    with inside('gw'):
+        nft(RULES)
+    ip_batch('host', f'address add {CLIENT}/32 dev eth0')
+    ip_batch('gw', f'neigh replace {GROUP} lladdr {GROUP_MAC} nud permanent dev eth1')
+    try:
+        yield
+    finally:
+        with inside('gw'):
+            nft('flush ruleset')
+        ip_batch('gw', f'neigh delete {GROUP} dev eth1')
+        ip_batch('host', f'address delete {CLIENT}/32 dev eth0')
+
+
+@contextlib.contextmanager
+def gw_nexthop(number, words, route):
+    """gw has a nexthop object and a route by it; yields what replaces the object."""
+    def change(words, action='replace'):
+        with inside('gw'):
+            netlink_here(None, f'nexthop {action} id {number} {words}')
+    change(words, 'add')
+    ip_batch('gw', f'route add {route} nhid {number}')
+    try:
+        yield change
+    finally:
+        # The route goes with it.
+        ip_batch('gw', f'nexthop delete id {number}')
+
+
+class Flow:
+    """Datagrams between host and server, there and back."""
+
+    def __init__(self, wire, address):
+        self.wire = wire
+        with inside('server'):
+            self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.server.bind((str(address), 0))
+            self.capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self.capture.bind(('eth0', ETH_P_ALL))
+        self.capture.setblocking(False)
+        with inside('host'):
+            self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.client.bind((CLIENT, 0))
+        self.client.connect(self.server.getsockname())
+        self.server.connect(self.client.getsockname())
+        for sock in self.client, self.server:
+            sock.settimeout(DEADLINE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for sock in self.client, self.server, self.capture:
+            sock.close()
+
+    def exchange(self):
+        """One datagram there and one back."""
+        for sender, receiver, name in ((self.client, self.server, 'server'),
+                                       (self.server, self.client, 'host')):
+            sender.send(b'datagram')
+            try:
+                receiver.recv(2048)
+            except TimeoutError:
+                raise Failure(f'a datagram did not reach {name}') from None
+
+    def frames(self):
+        """(dst, src) of the frames that came to server, and of those that gw sent back."""
+        there, back = set(), set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, address = self.capture.recvfrom(2048)
+                if address[2] != socket.PACKET_OUTGOING:
+                    there |= addresses(data, self.server)
+        for port in 'host', 'mbox':
+            for _, data, from_there in self.wire.captured(port):
+                # What mbox passes on to host is not gw's any more.
+                if not from_there and data[6:12].hex(':') != MBOX:
+                    back |= addresses(data, self.client)
+        return there, back
+
+    def observe(self, note, status, **ways):
+        """Rows: whether the flow is offloaded, and its frames there or back."""
+        self.frames()
+        before = slow_packets()
+        for _ in range(ROUNDS):
+            self.exchange()
+        slow = slow_packets() - before
+        seen = {0: 'offloaded', 2 * ROUNDS: 'not offloaded'}.get(
+            slow, f'{slow} of {2 * ROUNDS} packets are not offloaded')
+        yield Row(note, status, seen, None)
+        for way, found in zip(('there', 'back'), self.frames()):
+            if way in ways:
+                problem = None if len(found) == 1 else f'frames: {found or "none"}'
+                yield Row(f'{note}, {way}', ways[way], min(found, default=(None, None)), problem)
+
+
+def addresses(data, sock):
+    """(dst, src) of a frame if it is for a socket."""
+    what = describe(data)
+    if what and what[:2] == ('UDP', sock.getsockname()[0]):
+        return {(data[0:6].hex(':'), data[6:12].hex(':'))}
+    return set()
+
+
+def established(wire, address):
+    """A flow that has been offloaded if it is going to be."""
+    flow = Flow(wire, address)
+    # By the second time, gw knows everybody's link-layer address.
+    for _ in range(2):
+        flow.exchange()
+    return flow
+
+
+def flow_plain(wire, prefix):
+    """flowtable"""
+    with flowtable(), established(wire, prefix[1]) as flow:
+        yield from flow.observe(': plain', 'offloaded', there=(SERVER, GW_TO_SERVER),
+                                back=(HOST, GW))
+
+
+def flow_there(wire, prefix):
+    """flow there"""
+    with flowtable():
+        for note, neigh, frame in (
+                (': via', f'via {GROUP}', (GROUP_MAC, GW_TO_SERVER)),
+                (': source', f'src-lladdr {VMAC}', (SERVER, VMAC))):
+            words = f'via 198.51.100.2 dev eth1 neigh {neigh}'
+            with gw_nexthop(350, words, prefix), established(wire, prefix[1]) as flow:
+                yield from flow.observe(note, 'not offloaded', there=frame)
+
+
+def flow_back(wire, prefix):
+    """flow back"""
+    with flowtable():
+        for note, neigh, frame in (
+                (': via', 'via 192.0.2.9', (MBOX, GW)),
+                (': inet6', 'via inet6 2001:db8::9', (MBOX, GW)),
+                (': lladdr', f'lladdr {MBOX}', (MBOX, GW)),
+                (': source', f'src-lladdr {VMAC}', (HOST, VMAC))):
+            with gw_nexthop(351, f'dev eth0 neigh {neigh}', f'{CLIENT}/32'), \
+                    established(wire, prefix[1]) as flow:
+                yield from flow.observe(note, 'not offloaded', back=frame)
+
+
+def flow_later(wire, prefix):
+    """flowtable"""
+    with flowtable(), gw_nexthop(352, 'dev eth0', f'{CLIENT}/32') as replace, \
+            established(wire, prefix[1]) as flow:
+        yield from flow.observe(': before', 'offloaded', back=(HOST, GW))
+        replace('dev eth0 neigh via 192.0.2.9')
+        yield from flow.observe(': override', 'not offloaded', back=(MBOX, GW))
+        replace('dev eth0')
+        flow.exchange()
+        yield from flow.observe(': removed', 'offloaded', back=(HOST, GW))
+
+
+@contextlib.contextmanager
+def tunnel(prefix):
+    """Packets to a prefix, and back to host, go through a tunnel between gw and server."""
+    for name, local, remote, route in (('gw', 1, 2, prefix), ('server', 2, 1, f'{CLIENT}/32')):
+        ip_batch(name, f'link add tun0 type ipip local 198.51.100.{local} '
+                       f'remote 198.51.100.{remote}', 'link set tun0 up',
+                 f'route add {route} dev tun0')
+    try:
+        yield
+    finally:
+        for name in 'gw', 'server':
+            ip_batch(name, 'link delete tun0')
+
+
+def flow_tunnel(wire, prefix):
+    """flow in a tunnel"""
+    # It depends on the kernel whether the flowtable looks into tunnels.
+    words = f'dev eth1 neigh src-lladdr {VMAC}'
+    with flowtable(), tunnel(prefix), gw_nexthop(353, words, '198.51.100.2/32'), \
+            established(wire, prefix[1]) as flow:
+        flow.frames()
+        for _ in range(ROUNDS):
+            flow.exchange()
+        found = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, address = flow.capture.recvfrom(2048)
+                if address[2] != socket.PACKET_OUTGOING and data[23] == socket.IPPROTO_IPIP:
+                    found.add((data[0:6].hex(':'), data[6:12].hex(':')))
+        problem = None if len(found) == 1 else f'frames: {found or "none"}'
+        yield Row('', (SERVER, VMAC), min(found, default=(None, None)), problem)
+
+
+CASES = (flow_plain, flow_there, flow_back, flow_later, flow_tunnel)

@@ -1,0 +1,292 @@
+"""A LAN in network namespaces, and a watcher on its wire: what the cases share."""
+#
+#   host                 mbox                 gw                     server
+#   192.0.2.2            192.0.2.9            192.0.2.1
+#   2001:db8::2          2001:db8::9          2001:db8::1
+#     | eth0               | eth0          eth0 |   | eth1         eth0 |
+#   ==+====================+====================+== +===================+==
+#     ^                lan, a bridge              198.51.100.1    198.51.100.2
+#     |                                                         203.0.113.0/24,
+#     |                                                       198.51.100.128/25
+#     frames are captured here, on the bridge's side of the cable
+#
+# Every host is a network namespace, and so is the bridge.  host sends UDP to
+# server, each case to a prefix of its own.  gw is the gateway of host and of
+# mbox; mbox, a middlebox, forwards what it gets to gw: whichever way a packet
+# goes, it has to reach server.
+
+import collections
+import contextlib
+import ctypes
+import ipaddress
+import os
+import select
+import socket
+import struct
+import subprocess
+import time
+
+import netlink
+
+HOST, GW, MBOX = '02:00:00:00:00:02', '02:00:00:00:00:01', '02:00:00:00:00:09'
+VMAC = '00:00:5e:00:01:07'
+LEGEND = {'host': HOST, 'gw': GW, 'mbox': MBOX, 'virtual router': VMAC}
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+# Behind server; each case has a part of them for itself.
+NETWORKS = tuple(map(ipaddress.ip_network, ('203.0.113.0/24', '198.51.100.128/25')))
+PREFIXES = tuple(prefix for network in NETWORKS for prefix in network.subnets(new_prefix=30))
+PORT = 7007
+ETH_P_ALL = 3
+DEADLINE = 3    # seconds that a packet may take
+
+# name, link-layer address, number of its addresses on the LAN
+LAN_HOSTS = (('host', HOST, 2), ('gw', GW, 1), ('mbox', MBOX, 9))
+SYSCTLS = {
+    # No duplicate address detection: it takes a second.
+    'net/ipv6/conf/all/accept_dad': 0, 'net/ipv6/conf/default/accept_dad': 0,
+    # gw and mbox forward; mbox does not tell host about the shorter way.
+    'net/ipv4/ip_forward': 1,
+    'net/ipv4/conf/all/send_redirects': 0, 'net/ipv4/conf/default/send_redirects': 0,
+    # Spread by ports too, so that both legs are seen after a few packets.
+    'net/ipv4/fib_multipath_hash_policy': 1,
+}
+
+# arp: the ARP packets that passed between sending and the frame
+Frame = collections.namedtuple('Frame', 'dst src arp problem')
+# expected, seen: (dst, src) or a text; expected is None: seen says why it was not checked
+Row = collections.namedtuple('Row', 'note expected seen problem')
+
+
+class Failure(Exception):
+    """A case can not go on."""
+
+
+# --- the hosts ---
+
+@contextlib.contextmanager
+def inside(name):
+    """Be in a network namespace for a while."""
+    with open('/proc/self/ns/net', 'rb') as home, open(f'/run/netns/{name}', 'rb') as there:
+        if LIBC.setns(there.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f'setns {name}')
+        try:
+            yield
+        finally:
+            LIBC.setns(home.fileno(), 0)
+
+
+def ip_batch(name, *lines):
+    """Run lines of 'ip' in a namespace."""
+    command = ['ip', *(['-n', name] if name else []), '-batch', '-']
+    done = subprocess.run(command, input='\n'.join(lines), text=True,
+                          capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(done.stderr.strip().partition('\n')[0])
+
+
+def set_up():
+    """The topology at the top of this file."""
+    names = ['lan', 'server', *(name for name, _, _ in LAN_HOSTS)]
+    ip_batch(None, *(f'netns add {name}' for name in names))
+    for name in names:
+        with inside(name):
+            for key, value in SYSCTLS.items():
+                with open(f'/proc/sys/{key}', 'w', encoding='ascii') as file:
+                    file.write(str(value))
+
+    ip_batch('lan', 'link add br0 type bridge', 'link set br0 up')
+    for name, mac, number in LAN_HOSTS:
+        ip_batch('lan', f'link add {name} address 02:00:00:00:01:{number:02} type veth '
+                        f'peer name eth0 address {mac} netns {name}',
+                 f'link set {name} master br0 up')
+        ip_batch(name, f'address add 192.0.2.{number}/24 dev eth0',
+                 f'address add 2001:db8::{number}/64 dev eth0', 'link set eth0 up')
+    for name in 'host', 'mbox':
+        ip_batch(name, 'route add default via 192.0.2.1')
+
+    ip_batch('gw', 'link add eth1 address 02:00:00:00:02:01 type veth '
+                   'peer name eth0 address 02:00:00:00:02:02 netns server',
+             'address add 198.51.100.1/24 dev eth1', 'link set eth1 up')
+    ip_batch('server', 'link set lo up', 'address add 198.51.100.2/24 dev eth0',
+             'link set eth0 up', 'route add default via 198.51.100.1',
+             *(f'route add local {network} dev lo' for network in NETWORKS))
+    ip_batch('gw', *(f'route add {network} via 198.51.100.2' for network in NETWORKS))
+
+
+@contextlib.contextmanager
+def allowed_redirects(name, what):
+    """Let a host send or accept ICMP redirects for a while."""
+    files = [f'/proc/sys/net/ipv4/conf/{dev}/{what}' for dev in ('all', 'eth0')]
+
+    def write(value):
+        with inside(name):
+            for path in files:
+                with open(path, 'w', encoding='ascii') as file:
+                    file.write(value)
+    write('1')
+    try:
+        yield
+    finally:
+        write('0')
+
+
+def ip(line):
+    """Run a line of stock 'ip' on host; return what it prints."""
+    done = subprocess.run(['ip', '-n', 'host', *line.split()], text=True,
+                          capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'ip {line}: {done.stderr.strip()}')
+    return done.stdout
+
+
+def nft(rules):
+    """Run nft where we are."""
+    done = subprocess.run(['nft', rules], text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'nft: {done.stderr.strip()}')
+
+
+def nl(line):
+    """Run a line of netlink.py on host; return what it prints."""
+    with inside('host'):
+        try:
+            return '\n'.join(netlink.run(line.split()))
+        except netlink.KernelError as error:
+            raise Failure(f'netlink.py {line}: {error}') from error
+
+
+def netlink_here(_, line):
+    """Run a line of netlink.py where we are."""
+    return '\n'.join(netlink.run(line.split()))
+
+
+# --- packets ---
+
+def describe(data):
+    """What a frame carries, as far as it matters here."""
+    if data[12:14] == b'\x08\x06':
+        if data[21] == 1:
+            return 'ARP', 'request', socket.inet_ntoa(data[38:42])
+        return 'ARP', 'reply', socket.inet_ntoa(data[28:32])
+    if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_UDP:
+        payload = 14 + 4 * (data[14] & 15) + 8
+        return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
+    if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_ICMP and data[34] == 5:
+        return 'redirect', socket.inet_ntoa(data[30:34]), socket.inet_ntoa(data[38:42])
+    return None
+
+
+class Wire:
+    """Sends from host to server, and watches host's cable meanwhile."""
+
+    def __init__(self):
+        self.captures = {}
+        for port in 'host', 'mbox':
+            with inside('lan'):
+                self.captures[port] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+                self.captures[port].bind((port, ETH_P_ALL))
+            self.captures[port].setblocking(False)
+        with inside('server'):
+            self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.server.bind(('0.0.0.0', PORT))
+        self.server.setblocking(False)
+        self.sent = 0
+        self.passed = []    # what captured() found for the last datagram
+
+    @staticmethod
+    def flow(address):
+        """A connected socket on host: it keeps its route as long as that is valid."""
+        with inside('host'):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.connect((str(address), PORT))
+        return sock
+
+    def send(self, address, behind=None):
+        """Send one datagram from a new socket; return its Frame."""
+        with self.flow(address) as sock:
+            return self.send_on(sock, behind)
+
+    def send_on(self, sock, behind=None):
+        """Send one datagram; return its Frame on host's cable, or on the cable
+        and with the destination that behind names."""
+        self.sent += 1
+        payload = b'datagram %d' % self.sent
+        port, address = behind or ('host', sock.getpeername()[0])
+        self.captured(port)
+        sock.send(payload)
+        problem = None if self.delivered(payload) else 'it did not reach server'
+
+        # What has reached server has passed the capture before.
+        self.passed = frames = self.captured(port)
+        wanted = 'UDP', str(address), payload
+        places = [place for place, (what, _, from_host) in enumerate(frames)
+                  if what == wanted and from_host == (port == 'host')]
+        if not places:
+            return Frame(None, None, [], 'no frame on the wire')
+        if len(places) > 1:
+            problem = f'it was {len(places)} times on the wire'
+        arp = [what for what, _, _ in frames[:places[0]] if what and what[0] == 'ARP']
+        data = frames[places[0]][1]
+        return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
+
+    def redirect(self, address, gateway):
+        """Let gw tell host to use another gateway for an address."""
+        # The header that comes back is host's, of a datagram to address.
+        header = (bytes.fromhex('4500001c000000004011') + bytes(2) +
+                  socket.inet_aton('192.0.2.2') + socket.inet_aton(str(address)))
+        message = struct.pack('!BBH4s', 5, 1, 0, socket.inet_aton(gateway)) + header + bytes(8)
+        checksum = sum(struct.unpack(f'!{len(message) // 2}H', message))
+        checksum = (checksum & 0xffff) + (checksum >> 16)
+        checksum = ~((checksum & 0xffff) + (checksum >> 16)) & 0xffff
+        with inside('gw'):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        with raw:
+            self.captured('host')
+            raw.sendto(message[:2] + struct.pack('!H', checksum) + message[4:], ('192.0.2.2', 0))
+
+    def captured(self, port):
+        """(what, frame, whether it came in there) of all that passed since last time."""
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, address = self.captures[port].recvfrom(2048)
+                frames.append((describe(data), data, address[2] != socket.PACKET_OUTGOING))
+        return frames
+
+    def delivered(self, payload):
+        """Wait for a datagram on server."""
+        deadline = time.monotonic() + DEADLINE
+        while select.select([self.server], [], [], max(0, deadline - time.monotonic()))[0]:
+            if self.server.recv(1 << 16) == payload:
+                return True
+        return False
+
+
+# --- rows ---
+
+def expect(frame, dst, src=HOST, note=''):
+    """The row of a frame."""
+    return Row(note, (dst, src), (frame.dst, frame.src), frame.problem)
+
+
+def expect_spread(wire, prefix, note, *legs):
+    """A row for each of the legs that packets to a prefix are spread over."""
+    seen = {}
+    for address in [*prefix] * 8:
+        frame = wire.send(address)
+        if frame.problem or (frame.dst, frame.src) not in seen:
+            seen[frame.dst, frame.src] = frame
+        if frame.problem or address == prefix[-1] and seen.keys() >= {*legs}:
+            break
+    for number, leg in enumerate(legs, 1):
+        frame = seen.pop(leg, Frame(None, None, [], 'no packet went this way'))
+        yield expect(frame, *leg, f'{note} {number}')
+    for frame in seen.values():
+        yield expect(frame, None, None, f'{note} ?')
+
+
+def add_override(prefix, number, neigh):
+    """A route by a nexthop object that has the gateway and an override."""
+    nl(f'nexthop add id {number} via 192.0.2.1 dev eth0 neigh {neigh}')
+    ip(f'route add {prefix} nhid {number}')
