@@ -30,14 +30,21 @@ usage() {
 # against; a newer one of the same package is used when it is gone.
 select_base() {
 	BASE=$1
+	TREE=$BUILD/linux-$BASE
+	LETTER=$REPO/patches/cover-letter.txt
+	SUBJECT_PREFIX='PATCH net-next'
 	case $BASE in
 	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
 	     LABEL=Debian SUITE=trixie-backports ;;
 	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
 	     LABEL=Debian-Security SUITE=bookworm-security ;;
+	iproute2) PACKAGE=iproute2 VERSION=6.1.0-3
+	     LABEL=Debian SUITE=bookworm
+	     TREE=$BUILD/iproute2
+	     LETTER=$REPO/patches/iproute2/cover-letter.txt
+	     SUBJECT_PREFIX='PATCH iproute2-next' ;;
 	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
 	esac
-	TREE=$BUILD/linux-$BASE
 	PATCHES=$REPO/patches/$BASE
 	LOGS=$BUILD/log/$BASE
 	[[ $REPO != *[[:space:]:]* ]] ||
@@ -58,7 +65,7 @@ tree_git() {
 
 require_tree() {
 	{ [ -e "$TREE/.git" ] && tree_git rev-parse -q --verify base >/dev/null; } ||
-		die "no kernel tree for $BASE: run scripts/fetch --base $BASE first"
+		die "no source tree for $BASE: run scripts/fetch --base $BASE first"
 }
 
 require_series() {
@@ -174,6 +181,9 @@ parse_options() {
 		esac
 		shift
 	done
+	# Not a kernel: what its verb runs knows it as a base.
+	[[ $base != iproute2 || $VERB == @(fetch|apply|regen) ]] ||
+		die "unknown base '$base' (known: ${ALL_BASES[*]})"
 	select_base "$base"
 }
 
