@@ -272,7 +272,8 @@ def fib_lookup_addresses(_, prefix):
             (': lladdr', NOBODY, f'lladdr {MBOX}', MBOX, HOST),
             (': source', '192.0.2.1', f'src-lladdr {VMAC}', GW, VMAC),
             (': both', NOBODY, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
-            (': via+source', NOBODY, f'via 192.0.2.9 src-lladdr {VMAC}', MBOX, VMAC)):
+            (': via+source', NOBODY, f'via 192.0.2.9 src-lladdr {VMAC}', MBOX, VMAC),
+            (': via the source', NOBODY, f'via 192.0.2.9 src-lladdr {MBOX}', MBOX, HOST)):
         nl(f'nexthop replace id 321 via {gateway} dev eth0 neigh {neigh}')
         yield expect_addresses(note, ask(prefix[1]), dst, src)
         yield expect_stack(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))

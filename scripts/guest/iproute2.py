@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """What the patched 'ip' sets, shows and says about neighbour overrides.
 
-usage: iproute2.py [IP]         by default build/iproute2/ip/ip
+usage: iproute2.py [--without] [IP]         by default build/iproute2/ip/ip
 
 Run as root in a guest that can be thrown away: it makes devices and routes.
+--without: on a kernel that has no overrides, see how it refuses them.
 The last line is 'N ok, N FAIL'; exit status: 0 when none is a FAIL.
 """
 
@@ -21,7 +22,8 @@ import tempfile
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-IP = sys.argv[1] if sys.argv[1:] else str(REPO / 'build/iproute2/ip/ip')
+WITHOUT = sys.argv[1:2] == ['--without']
+IP = (sys.argv[1 + WITHOUT:] or [str(REPO / 'build/iproute2/ip/ip')])[0]
 MAC, OTHER, VMAC = '02:00:00:00:00:09', '02:00:00:00:00:0a', '00:00:5e:00:01:07'
 DEADLINE = 10   # seconds that 'ip monitor' may take
 
@@ -35,7 +37,7 @@ link set point0 up
 address add 192.0.2.2/24 dev eth0
 address add 2001:db8::2/64 dev eth0 nodad
 neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
-nexthop add id 90 via 192.0.2.1 dev eth0 neigh lladdr {MAC}
+nexthop add id 90 via 192.0.2.1 dev eth0{'' if WITHOUT else f' neigh lladdr {MAC}'}
 '''
 
 
@@ -292,6 +294,48 @@ def refusal(line, text):
         expect('what is there', before, after)
     test.__doc__ = f'refused: {re.sub("(:02){9,}", ":02...", line)}'
     return test
+
+
+# --- a kernel that has no overrides ---
+
+# Without the series, and with it but without the option
+NO_OVERRIDE = ('Error: Unknown attribute type.',
+               'Error: CONFIG_IP_NEIGH_OVERRIDE is not enabled in this kernel.')
+NO_LINK = ('Error: Unsupported address family in RTA_VIA.', NO_OVERRIDE[1])
+
+
+def refused_without(lines, texts):
+    """Lines that such a kernel refuses, each with one of the texts; nothing changes."""
+    before = ip('nexthop show'), ip('route show table all')
+    for line in lines:
+        status, output, complaint = run(*line.split())
+        if not status:
+            raise Failure(f'ip {line}: it was not refused')
+        expect(f'ip {line}', '', output)
+        if complaint not in texts:
+            raise Failure(f'ip {line}: it says {complaint!r}')
+    expect('what is there', before, (ip('nexthop show'), ip('route show table all')))
+    return len(lines)
+
+
+def without_overrides():
+    """refused: every override of a nexthop"""
+    return refused_without([f'nexthop {verb} {words}' for words, *_ in combinations()
+                            for verb in ('add', 'replace')], NO_OVERRIDE)
+
+
+def without_replacement():
+    """refused: an override for a nexthop that is there"""
+    words = f'nexthop replace id 90 via 192.0.2.1 dev eth0 neigh lladdr {MAC}'
+    return refused_without([words, f'{words} counters'], NO_OVERRIDE)
+
+
+def without_link():
+    """refused: link-layer nexthops of routes and legs"""
+    return refused_without([f'{ROUTE} via link {MAC} dev eth0',
+                            f'route replace default via link {MAC} dev eth0',
+                            f'{ROUTE} nexthop via 192.0.2.1 dev eth0 '
+                            f'nexthop via link {MAC} dev eth0'], NO_LINK)
 
 
 # --- routes ---
@@ -595,11 +639,13 @@ CHECKS = (every_override, listed, word_order, replaced,
           counters_of(f'lladdr {MAC}'), counters_of('via 192.0.2.9 fallback', fallback=3),
           counters_of('preserve', unknown=3), counters_of('preserve strict', unknown=3, failed=3),
           statistics_only, statistics_of_nothing, own_testsuite)
+CHECKS_WITHOUT = without_overrides, without_replacement, without_link, usage
 
 
 def main():
     """Print a line for each check; return the exit status."""
     failed = 0
+    checks = CHECKS_WITHOUT if WITHOUT else CHECKS
     if not os.access(IP, os.X_OK):
         print(f'iproute2.py: there is no {IP}: run scripts/iproute2 first', file=sys.stderr)
         return 1
@@ -607,7 +653,7 @@ def main():
     if status:
         print(f'iproute2.py: {complaint}', file=sys.stderr)
         return 1
-    for check in CHECKS:
+    for check in checks:
         try:
             done = check()
             print(f'ok    {check.__doc__}{f" ({done})" if done else ""}')
@@ -615,7 +661,7 @@ def main():
             print(f'FAIL  {check.__doc__}: {error}')
             failed += 1
         sys.stdout.flush()
-    print(f'{len(CHECKS) - failed} ok, {failed} FAIL')
+    print(f'{len(checks) - failed} ok, {failed} FAIL')
     return 1 if failed else 0
 
 
