@@ -19,7 +19,6 @@ import collections
 import contextlib
 import ctypes
 import ipaddress
-import os
 import select
 import socket
 import struct
