@@ -203,6 +203,37 @@ lock_output() {
 	flock -n 8 || die "another script is working on $BUILD/$1"
 }
 
+# check_out SOURCE COMMIT: a work tree of its own, and always the same files.
+check_out() {
+	[ -e "$1/.git" ] || tree_git worktree prune
+	[ -e "$1/.git" ] || tree_git worktree add -q -f --detach "$1" "$2"
+	tree_git -C "$1" checkout -q -f --detach "$2"
+}
+
+# The options that fragments ask for, one KEY=VALUE a line, n for "not set";
+# the last fragment has the last word.
+requested() {
+	sed -n 's/^# \(CONFIG_[A-Za-z0-9_]*\) is not set$/\1=n/p; /^CONFIG_[A-Za-z0-9_]*=/p' "$1" |
+		awk -F= '{ last[$1] = $0 } END { for (key in last) print last[key] }'
+}
+
+# refused WANTED CONFIG: what WANTED asks for and CONFIG does not have.
+refused() {
+	awk -F= 'NR == FNR { have[$1] = $0; next }
+		($0 ~ /=n$/) ? ($1 in have && have[$1] !~ /=n$/) : (have[$1] != $0)' \
+		<(requested "$2") <(requested "$1") | sort
+}
+
+# keep_config NEW CONFIG: the .config that is there keeps its time when it would
+# be the same, and make has nothing to do.
+keep_config() {
+	if cmp -s "$1" "$2"; then
+		rm "$1"
+	else
+		mv "$1" "$2"
+	fi
+}
+
 # The compiler's cache, when there is one.
 use_ccache() {
 	[ ! -d /usr/lib/ccache ] || PATH=/usr/lib/ccache:$PATH
@@ -219,6 +250,33 @@ use_uml_tmpdir() {
 		mkdir -p "$TMPDIR"
 	fi
 	rm -f "$probe"
+}
+
+# Byte for byte against the source that the patches were made for, else
+# patch by patch.
+same_patches() {
+	local again=$BUILD/tmp/regen-$BASE patch
+	rm -rf "$again"
+	mkdir -p "$BUILD/tmp"
+	"$REPO/scripts/regen" --base "$BASE" --output "$again"
+	if [ "$(tree_git config neigh-override.source)" = "$PACKAGE" ] &&
+	   [ "$(tree_git config neigh-override.version)" = "$VERSION" ]; then
+		diff -r -x '[!0-9]*' "$PATCHES" "$again" || {
+			echo "the branch makes other patches than patches/$BASE"
+			return 1
+		}
+		echo "byte for byte the same"
+		return 0
+	fi
+	for patch in "$PATCHES"/0*.patch; do
+		[[ $patch != */0000-* ]] || continue
+		[ "$(git patch-id --stable <"$patch" | cut -d' ' -f1)" = \
+		  "$(git patch-id --stable <"$again/$(basename "$patch")" | cut -d' ' -f1)" ] || {
+			echo "$(basename "$patch") comes out as another patch"
+			return 1
+		}
+	done
+	echo "the same patch ids ($BASE is not the source of patches/$BASE: $(tree_git config neigh-override.version))"
 }
 
 # splats FILE: the lines of a kernel log that no test expects.

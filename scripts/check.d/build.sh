@@ -1,0 +1,264 @@
+# shellcheck shell=bash disable=SC2034,SC2153
+# What the compilers say of each patch: sourced by check.
+
+# NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config,
+# demo.config and check.config, of which OPTIONS (a pattern of names) are left
+# out and the words behind them set to n.
+VARIANTS=(
+"gcc x86_64 gcc sparse -"
+"clang x86_64 clang - -"
+"i386 i386 gcc - CONFIG_64BIT"
+"off x86_64 gcc - CONFIG_IP_NEIGH_OVERRIDE.*"
+"no-ipv6 x86_64 gcc - CONFIG_IPV6.*"
+"off-no-ipv6 x86_64 gcc - CONFIG_(IP_NEIGH_OVERRIDE|IPV6).*"
+"no-multipath x86_64 gcc - CONFIG_IP_ROUTE_MULTIPATH"
+"no-vrf x86_64 gcc - CONFIG_NET_VRF"
+)
+
+# Whose warnings are errors, whatever was there before.
+OWN_FILES='^(net/ipv4/(neigh_override|tests/)|include/(net|trace/events|uapi/linux)/neigh_override\.h)'
+
+# Who includes the headers that the series changes, besides what it changes.
+INCLUDERS=(
+net/core/dst.c
+net/core/lwt_bpf.c
+net/ipv4/af_inet.c
+net/ipv4/fib_trie.c
+net/ipv4/icmp.c
+net/ipv4/ip_forward.c
+net/ipv4/ip_tunnel.c
+net/ipv4/udp.c
+net/ipv4/xfrm4_policy.c
+net/ipv6/route.c
+net/netfilter/ipvs/ip_vs_xmit.c
+net/netfilter/nf_flow_table_core.c
+net/sched/sch_teql.c
+drivers/net/vrf.c
+)
+
+# The fields of a variant's line.
+use_variant() {
+	local entry
+	for entry in "${VARIANTS[@]}"; do
+		[ "${entry%% *}" = "$1" ] || continue
+		read -r VARIANT ARCH COMPILER CHECKER LEFT_OUT <<<"$entry"
+		OUT=$WORK/$VARIANT
+		return 0
+	done
+	die "no such variant: $1"
+}
+
+variant_make() {
+	local compiler=$COMPILER checker=()
+	[ "$compiler" != clang ] || compiler=$CLANG
+	! command -v ccache >/dev/null || compiler="ccache $compiler"
+	[ "$CHECKER" != sparse ] || [ -z "${SPARSE:-}" ] || checker=(C=1 CHECK="$SPARSE")
+	make -C "$SOURCE" ARCH="$ARCH" O="$OUT" CC="$compiler" W=1 "${checker[@]}" "$@"
+}
+
+variant_compiler() {
+	case $COMPILER in
+	clang) find_clang >&2 || skip "no clang of version 17 or newer" ;;
+	esac
+}
+
+variant_wanted() {
+	local option
+	cat "$REPO"/configs/{x86_64,demo,check}.config | grep -vE "^$LEFT_OUT="
+	for option in CONFIG_64BIT CONFIG_IP_NEIGH_OVERRIDE CONFIG_IPV6 CONFIG_IP_ROUTE_MULTIPATH \
+		CONFIG_NET_VRF; do
+		! grep -qxE "$LEFT_OUT" <<<"$option" || echo "# $option is not set"
+	done
+	# For pahole.
+	[ "$VARIANT" != gcc ] || echo CONFIG_DEBUG_INFO_DWARF4=y
+}
+
+# Again for each patch that changes a Kconfig file; before the series, it has
+# no option of its own.
+configure_variant() {
+	local missing
+	mkdir -p "$OUT"
+	variant_wanted >"$OUT/.config.wanted"
+	KCONFIG_CONFIG=$OUT/.config.new variant_make -s \
+		KCONFIG_ALLCONFIG="$OUT/.config.wanted" allnoconfig
+	missing=$(refused "$OUT/.config.wanted" "$OUT/.config.new")
+	[ "$COMMIT" = "${COMMITS[-1]}" ] ||
+		missing=$(grep -v '^CONFIG_IP_NEIGH_OVERRIDE' <<<"$missing") || true
+	[ -z "$missing" ] || { findings 'the kernel does not take ' <<<"$missing"; return 1; }
+	keep_config "$OUT/.config.new" "$OUT/.config"
+}
+
+# The objects to look at, as far as this tree and this configuration have them.
+variant_objects() {
+	local file
+	{
+		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
+		printf '%s\n' "${INCLUDERS[@]}"
+	} | while IFS= read -r file; do
+		[ -f "$SOURCE/$file" ] || continue
+		case $file in
+		*neigh_override*) grep -qx CONFIG_IP_NEIGH_OVERRIDE=y "$OUT/.config" || continue ;;&
+		*_kunit.c) grep -qx CONFIG_IP_NEIGH_OVERRIDE_KUNIT_TEST=y "$OUT/.config" ||
+				continue ;;&
+		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
+		drivers/net/vrf.c) grep -qx CONFIG_NET_VRF=y "$OUT/.config" || continue ;;
+		drivers/net/ethernet/*) [[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
+		esac
+		echo "${file%.c}.o"
+	done
+}
+
+# Sort what make printed by object: $OUT/remarks/OBJECT has the lines of the
+# compiler and of sparse with 'warning:' or 'error:'; print the objects.
+sort_remarks() {
+	awk -v remarks="$OUT/remarks/" -v source="$SOURCE/" '
+		/^  (CC|CHECK) / {
+			object = $NF
+			if (index(object, source) == 1)
+				object = substr(object, length(source) + 1)
+			sub(/\.c$/, ".o", object)
+			gsub(/\//, "%", object)
+			file = remarks object
+			if (!(file in seen)) {
+				seen[file] = 1
+				printf "" >file
+				print object
+			}
+			next
+		}
+		file != "" && /(warning|error): / {
+			while ((at = index($0, source)) > 0)
+				$0 = substr($0, 1, at - 1) substr($0, at + length(source))
+			print >file
+		}'
+}
+
+# The same remark wherever its line has gone.
+without_lines() {
+	sed -E 's/:[0-9]+(:[0-9]+)?([: ])/\2/' "$@" | LC_ALL=C sort
+}
+
+# compare_remarks OBJECT: were there fewer before?  An object that is new may
+# have those that others had.
+compare_remarks() {
+	local now=$OUT/remarks/$1 before=$OUT/before/$1
+	grep -E "$OWN_FILES" "$now" | findings "${1//%//}: of our own: " || true
+	if [ -f "$before" ]; then
+		[ "$(wc -l <"$now")" -gt "$(wc -l <"$before")" ] || return 0
+		LC_ALL=C comm -23 <(without_lines "$now") <(without_lines "$before")
+	else
+		LC_ALL=C comm -23 <(without_lines "$now" | uniq) \
+			<(find "$OUT/before" -type f -exec cat {} + | without_lines | uniq)
+	fi | grep -vE "$OWN_FILES" | findings "${1//%//}: new: " || true
+}
+
+# Everything again whose remarks are not on record.
+forget_unsorted() {
+	[ ! -f "$OUT/unsorted" ] || { rm -rf "$OUT/remarks"; rm "$OUT/unsorted"; }
+	mkdir -p "$OUT/remarks"
+	local object
+	while IFS= read -r object; do
+		[ -f "$OUT/remarks/${object//\//%}" ] || rm -f "$OUT/$object"
+	done <<<"$1"
+}
+
+needs_configuration() {
+	[ "$NUMBER" = before ] || [ ! -f "$OUT/.config" ] ||
+		[ -n "$(touched '*Kconfig*')" ]
+}
+
+build_variant() {
+	local objects rebuilt object status=0 log
+	use_variant "$1"
+	variant_compiler
+	[ "$NUMBER" = before ] || [ -n "$(touched '*.[chS]' '*Kconfig*' '*Makefile*' '*Kbuild*' \
+		':!tools' ':!Documentation')" ] || nothing "changes nothing that is compiled"
+	! needs_configuration || configure_variant
+	objects=$(variant_objects)
+	forget_unsorted "$objects"
+	rm -rf "$OUT/before"
+	cp -a "$OUT/remarks" "$OUT/before"
+	touch "$OUT/unsorted"
+	log=$OUT/make-$NUMBER.log
+	# shellcheck disable=SC2086  # one word an object
+	variant_make -k -Otarget -j"$(nproc)" $objects >"$log" 2>&1 || status=$?
+	rebuilt=$(sort_remarks <"$log" | grep -xF "${objects//\//%}") || true
+	rm "$OUT/unsorted"
+	[ "$status" = 0 ] || grep -E 'error:|\*\*\*|Error [0-9]' "$log" |
+		findings "" || finding "make: status $status, see $log"
+	[ "$NUMBER" = before ] || for object in $rebuilt; do
+		compare_remarks "$object"
+	done
+	[ "$VARIANT" != gcc ] || [ "$status" != 0 ] || undefined_symbols "$objects"
+	echo "$(wc -w <<<"$rebuilt") objects built, $(count_remarks before "$rebuilt") warnings before," \
+		"$(count_remarks remarks "$rebuilt") now$(variant_note)"
+}
+
+variant_note() {
+	case $CHECKER-${SPARSE:-} in
+	sparse-) echo "; without sparse: none that takes this kernel" ;;
+	sparse-*) echo "; with sparse" ;;
+	esac
+}
+
+# count_remarks FOLDER OBJECTS
+count_remarks() {
+	local object count=0
+	for object in $2; do
+		[ ! -f "$OUT/$1/$object" ] || count=$((count + $(wc -l <"$OUT/$1/$object")))
+	done
+	echo "$count"
+}
+
+# A prefix that compiles has to link, too: every function of ours that an object
+# calls is defined by then, and exported when the caller can be a module.
+undefined_symbols() {
+	local object symbol defined
+	defined=$(for object in $1; do nm "$OUT/$object" | awk 'NF == 3 { print $3 }'; done)
+	for object in $1; do
+		nm -u "$OUT/$object" | awk '$2 ~ /neigh_override/ { print $2 }' | while read -r symbol; do
+			grep -qxF "$symbol" <<<"$defined" ||
+				finding "$object calls $symbol, which nothing defines"
+			[[ $object == net/@(core|ipv4)/* ]] || grep -qxF "__export_symbol_$symbol" <<<"$defined" ||
+				finding "$object calls $symbol, which is not exported"
+		done
+	done
+}
+
+check_gcc() {
+	find_sparse >&2 || true
+	build_variant gcc
+}
+
+check_sparse() {
+	find_sparse >&2 || skip "no sparse that takes this kernel, nor its source to build one"
+	echo "$("$SPARSE" --version 2>/dev/null || true), in 'gcc'"
+}
+
+check_clang() { build_variant clang; }
+check_i386() { build_variant i386; }
+check_off() { build_variant off; }
+check_no_ipv6() { build_variant no-ipv6; }
+check_off_no_ipv6() { build_variant off-no-ipv6; }
+check_no_multipath() { build_variant no-multipath; }
+check_no_vrf() { build_variant no-vrf; }
+
+# object_of COMMIT VARIANT OBJECT: build it there, and print where the copy is.
+object_of() {
+	local kept
+	use_variant "$2"
+	kept=$WORK/kept/$(tree_git rev-parse "$1")-$2-${3//\//%}
+	if [ ! -f "$kept" ] || [ "$REPO/configs/check.config" -nt "$kept" ]; then
+		(
+			COMMIT=$1
+			check_out "$SOURCE" "$1"
+			configure_variant
+			# Without sparse: what it remarks has to be asked for again.
+			rm -f "$OUT/remarks/${3//\//%}"
+			CHECKER=- variant_make -j"$(nproc)" "$3"
+		) >&2 || die "cannot build $3 ($2) of $1"
+		mkdir -p "$WORK/kept"
+		cp "$OUT/$3" "$kept"
+	fi
+	echo "$kept"
+}
