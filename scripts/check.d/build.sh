@@ -3,20 +3,23 @@
 
 # NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config,
 # demo.config and check.config, of which OPTIONS (a pattern of names) are left
-# out and the words behind them set to n.
+# out.
 VARIANTS=(
 "gcc x86_64 gcc sparse -"
 "clang x86_64 clang - -"
 "i386 i386 gcc - CONFIG_64BIT"
 "off x86_64 gcc - CONFIG_IP_NEIGH_OVERRIDE.*"
-"no-ipv6 x86_64 gcc - CONFIG_IPV6.*"
-"off-no-ipv6 x86_64 gcc - CONFIG_(IP_NEIGH_OVERRIDE|IPV6).*"
+"no-ipv6 x86_64 gcc - CONFIG_(IPV6.*|NF_TABLES_INET)"
+"off-no-ipv6 x86_64 gcc - CONFIG_(IP_NEIGH_OVERRIDE.*|IPV6.*|NF_TABLES_INET)"
 "no-multipath x86_64 gcc - CONFIG_IP_ROUTE_MULTIPATH"
 "no-vrf x86_64 gcc - CONFIG_NET_VRF"
 )
 
 # Whose warnings are errors, whatever was there before.
 OWN_FILES='^(net/ipv4/(neigh_override|tests/)|include/(net|trace/events|uapi/linux)/neigh_override\.h)'
+
+# Built for every patch that changes a header of theirs, in every configuration.
+CORE=(net/ipv4/{ip_output,route,fib_semantics,nexthop,neigh_override,neigh_override_preserve}.c)
 
 # Who includes the headers that the series changes, besides what it changes.
 INCLUDERS=(
@@ -88,13 +91,24 @@ configure_variant() {
 	keep_config "$OUT/.config.new" "$OUT/.config"
 }
 
-# The objects to look at, as far as this tree and this configuration have them.
+# Sources to look at: with gcc all that the series changes, otherwise what the
+# patch changes and CORE.  Before and after the series, everything.
+variant_sources() {
+	local ends=
+	[ "$NUMBER" != before ] && [ "$COMMIT" != "${COMMITS[-1]}" ] || ends=1
+	if [ -n "$ends" ] || [ "$VARIANT" = gcc ]; then
+		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
+	else
+		touched 'net/*.c' 'drivers/*.c'
+		printf '%s\n' "${CORE[@]}"
+	fi
+	[ -z "$ends" ] || printf '%s\n' "${INCLUDERS[@]}"
+}
+
+# The objects, as far as this tree and this configuration have them.
 variant_objects() {
 	local file
-	{
-		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
-		printf '%s\n' "${INCLUDERS[@]}"
-	} | while IFS= read -r file; do
+	variant_sources | sort -u | while IFS= read -r file; do
 		[ -f "$SOURCE/$file" ] || continue
 		case $file in
 		*neigh_override*) grep -qx CONFIG_IP_NEIGH_OVERRIDE=y "$OUT/.config" || continue ;;&
