@@ -26,7 +26,7 @@ import client_managers
 from client_frr import FRR
 from client_lab import OPTIONS, Row, installed, lan, one_line, run
 from client_managers import NETWORKD
-from lab import Failure
+from lab import Failure, sum_up
 
 # name, programs, Debian packages, how it says its version, cases
 Client = collections.namedtuple('Client', 'name programs package version cases')
@@ -112,10 +112,7 @@ def main(words):
         print(f'clients.py: {error}', file=sys.stderr)
         return 1
     print_row('case', 'what', 'expected', 'seen', '')
-    results = list(print_cases(cases))
-    skipped = f', {results.count("skipped")} skipped' if 'skipped' in results else ''
-    print(f'\n{results.count("ok")} ok, {results.count("FAIL")} FAIL{skipped}')
-    return 1 if 'FAIL' in results else 0
+    return sum_up(list(print_cases(cases)))
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ import consumers
 import flowtable
 import lifetime
 import proxy
-from lab import LEGEND, PREFIXES, Failure, Row, Wire, set_up
+from lab import LEGEND, PREFIXES, Failure, Row, Wire, set_up, sum_up
 
 # lifetime is the last: it looks at what the others have left.
 MODULES = (basics, choices, proxy, consumers, bpf_cases, flowtable, lifetime)
@@ -97,10 +97,7 @@ def main(names):
     print('  '.join(f'{name} {address}' for name, address in LEGEND.items()), end='\n\n')
     print_line('case', 'destination', '', 'source')
     print_line('', 'expected', 'seen', 'expected', 'seen')
-    results = list(print_cases(cases, wire))
-    skipped = f', {results.count("skipped")} skipped' if 'skipped' in results else ''
-    print(f'\n{results.count("ok")} ok, {results.count("FAIL")} FAIL{skipped}')
-    return 1 if 'FAIL' in results else 0
+    return sum_up(list(print_cases(cases, wire)))
 
 
 if __name__ == '__main__':

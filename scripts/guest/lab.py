@@ -289,3 +289,10 @@ def add_override(prefix, number, neigh):
     """A route by a nexthop object that has the gateway and an override."""
     nl(f'nexthop add id {number} via 192.0.2.1 dev eth0 neigh {neigh}')
     ip(f'route add {prefix} nhid {number}')
+
+
+def sum_up(results):
+    """Print the last line of a table; return the exit status."""
+    skipped = f', {results.count("skipped")} skipped' if 'skipped' in results else ''
+    print(f'\n{results.count("ok")} ok, {results.count("FAIL")} FAIL{skipped}')
+    return 1 if 'FAIL' in results else 0
