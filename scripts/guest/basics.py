@@ -4,7 +4,7 @@ import os
 
 import netlink
 from lab import (GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override, allowed_redirects, expect,
-                 expect_spread, inside, ip, ip_batch, netlink_here, nft, nl)
+                 expect_spread, forget, inside, ip, ip_batch, netlink_here, nft, nl)
 
 
 def plain(wire, prefix):
@@ -58,7 +58,7 @@ def neigh_both(wire, prefix):
 def waited(wire, prefix):
     """a packet that waited for ARP"""
     add_override(prefix, 6, f'via 192.0.2.9 src-lladdr {VMAC}')
-    ip('neigh flush to 192.0.2.9 dev eth0')
+    forget('192.0.2.9')
     frame = wire.send(prefix[1])
     arp = [what for _, what, address in frame.arp if address == '192.0.2.9']
     if not frame.problem and (arp[:1], arp[-1:]) != (['request'], ['reply']):

@@ -24,7 +24,7 @@ import time
 
 import netlink
 from lab import (DEADLINE, GW, HOST, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire, add_override,
-                 expect, inside, ip, ip_batch, nl, set_up)
+                 expect, forget, inside, ip, ip_batch, nl, set_up)
 
 NOBODY = '192.0.2.237'
 # <linux/in.h>, <linux/udp.h>, <linux/socket.h>
@@ -54,12 +54,6 @@ def know(*addresses, state='reachable'):
     lladdrs = {'192.0.2.1': GW, '192.0.2.9': MBOX, '2001:db8::9': MBOX}
     for address in addresses:
         ip(f'neigh replace {address} lladdr {lladdrs[address]} nud {state} dev eth0')
-
-
-def forget(*addresses):
-    """Let host have no neighbour entries, not even permanent ones."""
-    for address in addresses:
-        ip(f'neigh flush to {address} dev eth0 nud all')
 
 
 # --- packets ---

@@ -139,6 +139,16 @@ def ip(line):
     return done.stdout
 
 
+def forget(*addresses):
+    """Let host have no neighbour entries, not even permanent ones."""
+    # Host learns from whoever asks for it: let nobody be about to do so.
+    for name in 'gw', 'mbox':
+        ip_batch(name, *(f'neigh replace {address} lladdr {HOST} dev eth0 nud reachable'
+                         for address in ('192.0.2.2', '2001:db8::2')))
+    for address in addresses:
+        ip(f'neigh flush to {address} dev eth0 nud all')
+
+
 def nft(rules):
     """Run nft where we are."""
     done = subprocess.run(['nft', rules], text=True, capture_output=True, check=False)
