@@ -22,6 +22,7 @@ OVERRIDE_HEADER=include/uapi/linux/neigh_override.h
 # A check that did not see every patch cannot tell.
 check_exceptions() {
 	local check type file reason
+	[ -z "$differing" ] || nothing "not every patch was read"
 	while read -r check type file reason; do
 		selected "$check" || nothing "'$check' did not run"
 		grep -qxF -- "$check $type $file $reason" "$WORK/exceptions.used" ||
@@ -315,8 +316,17 @@ kunit_at() {
 	tree_git -C "$SOURCE" status --porcelain -uno | findings "patch $1 leaves changes: " || true
 }
 
+# The same is compiled as for the branch: scripts/kunit has it built already.
+kunit_at_end() {
+	local log=$WORK/kunit-end.log
+	"$REPO/scripts/kunit" --base "$BASE" >"$log" 2>&1 </dev/null ||
+		finding "patch $1: $(tail -n 1 "$log")"
+	echo "patch $1: $(tail -n 1 "$log")"
+}
+
 check_kunit() {
-	local number state last="" ran=() same=()
+	local number state last="" end ran=() same=()
+	end=$(compiled_state "$BRANCH")
 	use_uml_tmpdir
 	for number in $(seq 1 ${#COMMITS[@]}); do
 		tree_git cat-file -e "${COMMITS[number - 1]}:net/ipv4/tests/.kunitconfig" 2>/dev/null ||
@@ -325,7 +335,11 @@ check_kunit() {
 		if [ "$state" = "$last" ]; then
 			same+=("$number")
 		else
-			kunit_at "$number"
+			if [ "$state" = "$end" ]; then
+				kunit_at_end "$number"
+			else
+				kunit_at "$number"
+			fi
 			ran+=("$number")
 		fi
 		last=$state
