@@ -1,10 +1,14 @@
 """Every kind of override, one at a time, and what changes it."""
 
 import os
+import socket
+import struct
 
 import netlink
 from lab import (GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override, allowed_redirects, expect,
                  expect_spread, forget, inside, ip, ip_batch, netlink_here, nft, nl)
+
+RTM_NEWROUTE, RTA_VIA = 24, 18
 
 
 def plain(wire, prefix):
@@ -157,7 +161,18 @@ def bridge_dnat(wire, prefix):
         with open('/proc/sys/net/bridge/bridge-nf-call-iptables', 'w', encoding='ascii') as file:
             file.write('1')
         nft(rules)
-    yield expect(wire.send(prefix[1], behind=('mbox', prefix[2])), MBOX, HOST)
+    behind = 'mbox', prefix[2]
+    yield expect(wire.send(prefix[1], behind=behind), MBOX, HOST)
+    # The frame keeps its source: it does not matter whose address that is.
+    ip_batch('lan', f'route delete {prefix}')
+    for number, note, neigh in ((16, ': lladdr, strict', f'lladdr {MBOX}'),
+                                (17, ': via, strict', 'via 192.0.2.9')):
+        with inside('lan'):
+            netlink_here(None, f'nexthop add id {number} dev br0 neigh {neigh} preserve strict')
+        ip_batch('lan', 'neigh flush dev br0', f'route replace {prefix} nhid {number}')
+        # The first one waits for the neighbour.
+        yield expect(wire.send(prefix[1], behind=behind), MBOX, HOST, f'{note}, first')
+        yield expect(wire.send(prefix[1], behind=behind), MBOX, HOST, note)
     with inside('lan'):
         nft('flush ruleset')
 
@@ -167,6 +182,27 @@ def route_get(_, prefix):
     ip(f'route add {prefix} via link {MBOX} dev eth0')
     expected = f'{prefix[1]} via link {MBOX} dev eth0'
     yield Row('', expected, ip(f'route get {prefix[1]}').partition(' src ')[0], None)
+
+
+def via_twice(_, prefix):
+    """two RTA_VIA"""
+    ways = {'via 192.0.2.1': struct.pack('=H4s', socket.AF_INET, socket.inet_aton('192.0.2.1')),
+            f'via link {MBOX}': struct.pack('=H', socket.AF_PACKET) +
+                                bytes.fromhex(MBOX.replace(':', ''))}
+    unicast, main, static = 1, 254, 4
+    for last in ways:
+        with inside('host'):
+            body = netlink.RTMSG.pack(socket.AF_INET, prefix.prefixlen, 0, 0, main, static, 0,
+                                      unicast, 0)
+            body += netlink.attribute(netlink.RTA_DST, prefix[0].packed)
+            body += netlink.attribute(netlink.RTA_OIF,
+                                      struct.pack('=I', socket.if_nametoindex('eth0')))
+            for words in sorted(ways, key=lambda words, last=last: words == last):
+                body += netlink.attribute(RTA_VIA, ways[words])
+            netlink.request(RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
+        expected = f'{prefix} {last} dev eth0 proto static'
+        yield Row(f': {last.split()[1]}', expected, ip(f'route show {prefix}').strip(), None)
+        ip(f'route delete {prefix} {last}')
 
 
 def netlink_get(_, prefix):
@@ -199,4 +235,5 @@ def refused_by_hardware(_, prefix):
 
 CASES = (plain, via_link, multipath, neigh_via, neigh_via6, neigh_lladdr, neigh_source,
          neigh_both, waited, group, dead_gateway, dead_default, replaced, deleted,
-         redirect_sent, redirect_received, bridge_dnat, route_get, netlink_get, refused_by_hardware)
+         redirect_sent, redirect_received, bridge_dnat, route_get, via_twice,
+         netlink_get, refused_by_hardware)

@@ -260,6 +260,9 @@ def fib_lookup(_, prefix):
         yield (expect_addresses(note, answer, dst, HOST, nexthop) if dst else
                expect_no_neighbour(note, answer))
         yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), nexthop)
+    # A program would send to it, from the device's address.
+    nl(f'nexthop replace id 320 via 192.0.2.1 dev eth0 neigh via 192.0.2.212 src-lladdr {VMAC}')
+    yield expect_stack(': nobody+source', ask(prefix[1]))
 
 
 def fib_lookup_addresses(_, prefix):
