@@ -15,6 +15,9 @@ VARIANTS=(
 "no-vrf x86_64 gcc - CONFIG_NET_VRF"
 )
 
+# What a compiler sees of a patch
+COMPILED=('*.[chS]' '*Kconfig*' '*Makefile*' '*Kbuild*' ':!tools' ':!Documentation')
+
 # Whose warnings are errors, whatever was there before.
 OWN_FILES='^(net/ipv4/(neigh_override|tests/)|include/(net|trace/events|uapi/linux)/neigh_override\.h)'
 
@@ -85,17 +88,18 @@ configure_variant() {
 	KCONFIG_CONFIG=$OUT/.config.new variant_make -s \
 		KCONFIG_ALLCONFIG="$OUT/.config.wanted" allnoconfig
 	missing=$(refused "$OUT/.config.wanted" "$OUT/.config.new")
-	[ "$COMMIT" = "${COMMITS[-1]}" ] ||
+	[[ $COMMIT == "$LAST_COMPILED" || $COMMIT == "${COMMITS[-1]}" ]] ||
 		missing=$(grep -v '^CONFIG_IP_NEIGH_OVERRIDE' <<<"$missing") || true
 	[ -z "$missing" ] || { findings 'the kernel does not take ' <<<"$missing"; return 1; }
 	keep_config "$OUT/.config.new" "$OUT/.config"
 }
 
 # Sources to look at: with gcc all that the series changes, otherwise what the
-# patch changes and CORE.  Before and after the series, everything.
+# patch changes and CORE.  Before the series and after its last patch that is
+# compiled, everything.
 variant_sources() {
 	local ends=
-	[ "$NUMBER" != before ] && [ "$COMMIT" != "${COMMITS[-1]}" ] || ends=1
+	[ "$NUMBER" != before ] && [ "$COMMIT" != "$LAST_COMPILED" ] || ends=1
 	if [ -n "$ends" ] || [ "$VARIANT" = gcc ]; then
 		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
 	else
@@ -185,8 +189,7 @@ build_variant() {
 	local objects rebuilt object status=0 log
 	use_variant "$1"
 	variant_compiler
-	[ "$NUMBER" = before ] || [ -n "$(touched '*.[chS]' '*Kconfig*' '*Makefile*' '*Kbuild*' \
-		':!tools' ':!Documentation')" ] || nothing "changes nothing that is compiled"
+	[ "$NUMBER" = before ] || [ -n "$(touched "${COMPILED[@]}")" ] || nothing "changes nothing that is compiled"
 	! needs_configuration || configure_variant
 	objects=$(variant_objects)
 	forget_unsorted "$objects"

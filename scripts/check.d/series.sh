@@ -332,7 +332,9 @@ check_kunit() {
 		tree_git cat-file -e "${COMMITS[number - 1]}:net/ipv4/tests/.kunitconfig" 2>/dev/null ||
 			continue
 		state=$(compiled_state "${COMMITS[number - 1]}")
-		if [ "$state" = "$last" ]; then
+		if [[ -n $differing && $state != "$end" ]]; then
+			continue
+		elif [ "$state" = "$last" ]; then
 			same+=("$number")
 		else
 			if [ "$state" = "$end" ]; then
@@ -346,6 +348,6 @@ check_kunit() {
 	done
 	check_out "$SOURCE" "$COMMIT"
 	[ ${#ran[@]} -gt 0 ] || finding "no patch adds KUnit tests"
-	echo "passed at patch ${ran[*]}$([ ${#same[@]} = 0 ] ||
+	echo "passed at patch ${ran[*]}${differing:+ (others left out)}$([ ${#same[@]} = 0 ] ||
 		echo "; ${same[*]}: compiles the same as the one before")"
 }
