@@ -203,6 +203,7 @@ build_variant() {
 	rm "$OUT/unsorted"
 	[ "$status" = 0 ] || grep -E 'error:|\*\*\*|Error [0-9]' "$log" |
 		findings "" || finding "make: status $status, see $log"
+	grep 'specified, but .* is not available' "$log" | findings "" || true
 	[ "$NUMBER" = before ] || for object in $rebuilt; do
 		compare_remarks "$object"
 	done

@@ -283,7 +283,7 @@ check_selftest_lists() {
 	while IFS= read -r file; do
 		directory=${file%/*} name=${file##*/}
 		[ ! -f "$SOURCE/$directory/Makefile" ] ||
-			makefile_lists "$SOURCE/$directory/Makefile" | cut -d' ' -f2 | grep -qxF "${name%.c}" ||
+			makefile_lists "$SOURCE/$directory/Makefile" | cut -d' ' -f2 | grep -xF "${name%.c}" >/dev/null ||
 			finding "$file is in no list of $directory/Makefile"
 		[[ $name == *.c || -x $SOURCE/$file ]] || finding "$file is not executable"
 		[[ $name != *.c ]] || grep -qxF "${name%.c}" "$SOURCE/$directory/.gitignore" ||

@@ -23,7 +23,7 @@ repository_files() {
 first_line_has() {
 	local file
 	while IFS= read -r file; do
-		! head -n 1 "$REPO/$file" | tr -d '\0' | grep -qE "^(#!|# shellcheck shell).*\<$1\>" ||
+		! head -n 1 "$REPO/$file" | tr -d '\0' | grep -E "^(#!|# shellcheck shell).*\<$1\>" >/dev/null ||
 			echo "$file"
 	done
 }

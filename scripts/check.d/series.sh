@@ -124,7 +124,7 @@ check_b4() {
 
 check_b4_prep() {
 	want b4:b4
-	b4 prep --help | grep -q -- '--check' ||
+	b4 prep --help | grep -- '--check' >/dev/null ||
 		skip "b4 $(b4 --version) has no 'prep --check' (0.14 has)"
 	skip "'b4 prep --check' wants a branch that b4 made, and runs what 'checkpatch' runs here"
 }

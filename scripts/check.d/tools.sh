@@ -37,10 +37,12 @@ newer_package() {
 
 # sparse_works SPARSE: as the kernel's own test of 7.3 has it, on every base.
 sparse_works() {
-	local probe=$WORK/sparse-probe.c
+	local probe=$WORK/sparse-probe.c said
 	printf 'static int f(const int *p)\n{\n\t__typeof_unqual__(*p) v = *p;\n\treturn v;\n}\n' \
 		>"$probe"
-	command -v "$1" >/dev/null && ! "$1" "$probe" 2>&1 | grep -q error
+	command -v "$1" >/dev/null || return 1
+	said=$("$1" "$probe" 2>&1) || true
+	[[ $said != *error* ]]
 }
 
 build_sparse() {
