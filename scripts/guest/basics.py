@@ -1,14 +1,16 @@
 """Every kind of override, one at a time, and what changes it."""
 
+import itertools
 import os
 import socket
 import struct
 
 import netlink
-from lab import (GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override, allowed_redirects, expect,
-                 expect_spread, forget, inside, ip, ip_batch, netlink_here, nft, nl)
+from lab import (GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override, add_route_here,
+                 allowed_redirects, expect, expect_spread, forget, inside, ip, ip_batch,
+                 netlink_here, nft, nl)
 
-RTM_NEWROUTE, RTA_VIA = 24, 18
+RTA_VIA = 18    # <linux/rtnetlink.h>
 
 
 def plain(wire, prefix):
@@ -189,17 +191,11 @@ def via_twice(_, prefix):
     ways = {'via 192.0.2.1': struct.pack('=H4s', socket.AF_INET, socket.inet_aton('192.0.2.1')),
             f'via link {MBOX}': struct.pack('=H', socket.AF_PACKET) +
                                 bytes.fromhex(MBOX.replace(':', ''))}
-    unicast, main, static = 1, 254, 4
-    for last in ways:
+    for first, last in itertools.permutations(ways):
         with inside('host'):
-            body = netlink.RTMSG.pack(socket.AF_INET, prefix.prefixlen, 0, 0, main, static, 0,
-                                      unicast, 0)
-            body += netlink.attribute(netlink.RTA_DST, prefix[0].packed)
-            body += netlink.attribute(netlink.RTA_OIF,
-                                      struct.pack('=I', socket.if_nametoindex('eth0')))
-            for words in sorted(ways, key=lambda words, last=last: words == last):
-                body += netlink.attribute(RTA_VIA, ways[words])
-            netlink.request(RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
+            device = struct.pack('=I', socket.if_nametoindex('eth0'))
+            add_route_here(prefix, (netlink.RTA_OIF, device), (RTA_VIA, ways[first]),
+                           (RTA_VIA, ways[last]))
         expected = f'{prefix} {last} dev eth0 proto static'
         yield Row(f': {last.split()[1]}', expected, ip(f'route show {prefix}').strip(), None)
         ip(f'route delete {prefix} {last}')

@@ -29,7 +29,7 @@ import time
 
 import netlink
 from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override,
-                 describe, expect, inside, ip, ip_batch, netlink_here, nl)
+                 add_route_here, describe, expect, inside, ip, ip_batch, netlink_here, nl)
 
 NEAR, NEW = '02:00:00:00:03:01', '02:00:00:00:03:02'
 UNKNOWN, ASIDE6 = '198.51.100.72', '2001:db8:1::9'
@@ -42,7 +42,7 @@ BURST = 32          # datagrams: less than a socket has room for
 BACKLOG = 500       # frames: more than a capture has room for
 KMEMLEAK = '/sys/kernel/debug/kmemleak'
 RTM_DELLINK, RTMGRP_LINK = 17, 1
-RTM_NEWROUTE, RTA_NH_ID = 24, 30
+RTA_NH_ID = 30
 UNREACHABLE = os.strerror(errno.EHOSTUNREACH)
 REFUSED = os.strerror(errno.EINVAL)
 
@@ -642,20 +642,11 @@ def kernel_has(symbol):
         return any(line.split()[2] == symbol for line in file)
 
 
-def add_route_here(prefix, number):
-    """A route by a nexthop object, where we are; as fast as can be."""
-    unicast, main, static = 1, 254, 4
-    body = netlink.RTMSG.pack(socket.AF_INET, prefix.prefixlen, 0, 0, main, static, 0, unicast, 0)
-    body += netlink.attribute(netlink.RTA_DST, prefix[0].packed)
-    body += netlink.attribute(RTA_NH_ID, struct.pack('=I', number))
-    netlink.request(RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
-
-
 def outlive(prefix, number):
     """An override that a socket's route has kept when its nexthop was deleted."""
     netlink_here(None, f'nexthop add id 266 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} '
                        f'src-lladdr 02:00:00:00:04:{number & 15:02x} counters')
-    add_route_here(prefix, 266)
+    add_route_here(prefix, (RTA_NH_ID, struct.pack('=I', 266)))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((str(prefix[1]), SINK))
         sock.send(b'by override')
