@@ -160,12 +160,12 @@ def bpf(command, kind, *fields):
 
 
 @contextlib.contextmanager
-def loaded(code):
+def loaded(code, kind=SCHED_CLS):
     """A program, as a file descriptor."""
     log = ctypes.create_string_buffer(1 << 16)
     licence = ctypes.c_char_p(b'GPL')
     try:
-        program, _ = bpf(BPF_PROG_LOAD, '=IIQQIIQ', SCHED_CLS, len(code) // INSTRUCTION.size,
+        program, _ = bpf(BPF_PROG_LOAD, '=IIQQIIQ', kind, len(code) // INSTRUCTION.size,
                          ctypes.cast(code, ctypes.c_void_p).value,
                          ctypes.cast(licence, ctypes.c_void_p).value,
                          1, len(log), ctypes.addressof(log))

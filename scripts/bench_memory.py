@@ -1,0 +1,56 @@
+#!/usr/bin/python3
+"""Compare the sizes of structures in several kernels.
+
+usage: bench_memory.py FILE
+
+A line of FILE is a kernel, a name and a number of bytes; 'rtable.MEMBER' is where a
+member is, 'ip_dst_cache' the size of a slab object of struct rtable.  Exit status 1:
+more memory than there is room for.
+"""
+
+import sys
+
+CACHE_LINE = 64
+KMALLOC = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024)
+# Structures that kmalloc() gives memory for
+KMALLOCED = ('neigh_override', 'nh_info', 'nexthop')
+LIMITS = {'rtable': 184, 'fib_nh_common': 80}
+
+
+def main(path):
+    """The command line."""
+    sizes, kernels, names = {}, [], []
+    with open(path, encoding='ascii') as file:
+        for line in file:
+            kernel, name, number = line.split()
+            sizes[kernel, name] = int(number)
+            kernels += [kernel] if kernel not in kernels else []
+            names += [name] if name not in names else []
+    print(f'{"bytes":24}' + ''.join(f'{kernel:>16}' for kernel in kernels))
+    for name in names:
+        cells = []
+        for kernel in kernels:
+            size = sizes.get((kernel, name))
+            text = '' if size is None else str(size)
+            if size and name in KMALLOCED:
+                text += f' (of {next(room for room in KMALLOC if room >= size)})'
+            cells.append(f'{text:>16}')
+        print(f'{name:24}' + ''.join(cells))
+
+    problems = [f'{name}: {sizes["on", name]} bytes, budget {limit}'
+                for name, limit in LIMITS.items() if sizes['on', name] > limit]
+    if sizes['on', 'ip_dst_cache'] != sizes['unpatched', 'ip_dst_cache']:
+        problems.append('struct rtable takes a larger slab object')
+    lines = {sizes['on', f'rtable.{member}'] // CACHE_LINE
+             for member in ('rt_gw_family', 'rt_neigh_override')}
+    if len(lines) > 1:
+        problems.append('rt_neigh_override is not in the cache line of rt_gw_family')
+    for problem in problems:
+        print(f'exceeded: {problem}')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit(__doc__.strip())
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What scripts/bench measures with: Python is too noisy for an inner loop.
+ *
+ * bench counter
+ *	how far the time stamp counter goes while a loop of known length runs:
+ *	counted and real instructions
+ * bench udp ADDRESS BATCHES [SOURCE]
+ *	send batches of datagrams, each by one sendmmsg(); print the median of
+ *	the batches: time stamp counter a packet, nanoseconds a packet
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <err.h>
+#include <netinet/in.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#define PACKETS_PER_BATCH 64
+#define WARM_UP_BATCHES 4
+#define PAYLOAD 18	/* the shortest Ethernet frame */
+#define PORT 9		/* discard */
+
+static uint64_t counter(void)
+{
+	_mm_lfence();
+	return __rdtsc();
+}
+
+static double nanoseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+	return now.tv_sec * 1e9 + now.tv_nsec;
+}
+
+static int ascending(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* A call that nobody makes: scripts/bench_profile.py waits for it. */
+static void mark(void)
+{
+	syscall(SYS_syncfs, -1);
+}
+
+static void count_loop(void)
+{
+	const uint64_t rounds = 10000000;
+	uint64_t left = rounds, begin, end;
+
+	begin = counter();
+	asm volatile("1: dec %0\n\tjnz 1b" : "+r"(left) : : "cc");
+	end = counter();
+	printf("%llu %llu\n", (unsigned long long)(end - begin),
+	       (unsigned long long)(2 * rounds));
+}
+
+static int udp_socket(const char *source)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0), on = 1;
+
+	if (fd < 0)
+		err(1, "socket");
+	if (!source)
+		return fd;
+	if (setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof(on)))
+		err(1, "IP_TRANSPARENT");
+	if (inet_pton(AF_INET, source, &address.sin_addr) != 1)
+		errx(1, "not an address: %s", source);
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)))
+		err(1, "bind %s", source);
+	return fd;
+}
+
+static void send_batch(int fd, struct mmsghdr *messages)
+{
+	int sent = sendmmsg(fd, messages, PACKETS_PER_BATCH, 0);
+
+	if (sent < 0)
+		err(1, "sendmmsg");
+	if (sent != PACKETS_PER_BATCH)
+		errx(1, "sendmmsg sent %d of %d", sent, PACKETS_PER_BATCH);
+}
+
+static void send_udp(const char *destination, size_t batches, const char *source)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(PORT) };
+	struct mmsghdr messages[PACKETS_PER_BATCH] = { 0 };
+	static char payload[PAYLOAD];
+	struct iovec data = { .iov_base = payload, .iov_len = sizeof(payload) };
+	uint64_t *counts = calloc(batches, sizeof(*counts));
+	int fd = udp_socket(source);
+	uint64_t begin, all = 0;
+	double time;
+
+	if (!counts)
+		err(1, "calloc");
+	if (inet_pton(AF_INET, destination, &address.sin_addr) != 1)
+		errx(1, "not an address: %s", destination);
+	for (int i = 0; i < PACKETS_PER_BATCH; i++) {
+		messages[i].msg_hdr.msg_name = &address;
+		messages[i].msg_hdr.msg_namelen = sizeof(address);
+		messages[i].msg_hdr.msg_iov = &data;
+		messages[i].msg_hdr.msg_iovlen = 1;
+	}
+	for (int i = 0; i < WARM_UP_BATCHES; i++)
+		send_batch(fd, messages);
+	if (batches > 1)
+		mark();
+
+	time = nanoseconds();
+	for (size_t i = 0; i < batches; i++) {
+		begin = counter();
+		send_batch(fd, messages);
+		counts[i] = counter() - begin;
+		all += counts[i];
+	}
+	time = nanoseconds() - time;
+	qsort(counts, batches, sizeof(*counts), ascending);
+	printf("%.3f %.3f\n", (double)counts[batches / 2] / PACKETS_PER_BATCH,
+	       time / all * counts[batches / 2] / PACKETS_PER_BATCH);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "counter"))
+		count_loop();
+	else if ((argc == 4 || argc == 5) && !strcmp(argv[1], "udp") && atoi(argv[3]) > 0)
+		send_udp(argv[2], atoi(argv[3]), argv[4]);
+	else
+		errx(1, "usage: bench counter | udp ADDRESS BATCHES [SOURCE]");
+	return 0;
+}

@@ -1,0 +1,420 @@
+#!/usr/bin/python3
+"""Count the instructions that a packet takes, case by case, in a booted kernel.
+
+usage: bench.py [--rounds N] [--batches N] [--packets N] PROGRAM KERNEL [CASE]...
+
+PROGRAM is scripts/guest/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
+decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
+'forward', 'short'.  By default all.
+
+Each round makes every case anew, in a network namespace of its own: a host with
+one Ethernet device, a gateway that only exists as a permanent neighbour entry,
+one route.  First the frame is looked at: it has to carry the addresses that the
+case is about.  Prints one JSON object a line.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+
+import bench_alternatives
+from lab import GW, HOST, MBOX, VMAC, Failure, inside
+import netlink
+
+ROUTER = 'bench'
+DESTINATION = '203.0.113.1'
+ETH_P_ALL = 3
+# pktgen is run so many times; the timer's interrupts come between some of the runs.
+RUNS = 25
+
+# where: 'udp', local packets, or 'forward'.  kernels: which have the case, u
+# unpatched, f option off, n on.  setup: lines, see run().  reference: the case
+# that it is compared with.  dst, src: what the frame has to carry.  entries:
+# IPv4 neighbour entries that are in use.  source: the socket is bound to it.
+# each: values that stand for {each} in setup; the best of them is the figure,
+# because two entries may share a bucket of the neighbour table's hash, which
+# has another seed on each boot.
+Case = collections.namedtuple(
+    'Case', 'name where kernels text setup reference dst src entries source each short '
+    'alternative', defaults=(GW, HOST, 1, None, ('',), False, False))
+
+GATEWAY = 'ip neigh add 192.0.2.1 lladdr {gw} nud permanent dev {dev}'
+OTHER = 'ip neigh add 192.0.2.9 lladdr {mbox} nud permanent dev {dev}'
+NEXTHOP = 'nl nexthop add id 1 via 192.0.2.1 dev {dev}'
+ROUTE = 'ip route add 203.0.113.0/24 nhid 1'
+IPV6 = 'ipv6'
+V6_ENTRY = 'ip -6 neigh add 2001:db8::9 lladdr {mbox} nud permanent dev {dev}'
+VLAN = ('device eth0.7 link add link eth0 name eth0.7 type vlan id 7',)
+MACVLAN = ('device mv0 link add link eth0 name mv0 address {vmac} type macvlan mode bridge',)
+
+
+def over(neigh, entry=GATEWAY, before=()):
+    """The setup of a nexthop object with an override."""
+    return (*before, entry, f'{NEXTHOP} neigh {neigh}', ROUTE)
+
+
+def lladdr(before=()):
+    """The setup of a plain route with a link-layer nexthop."""
+    return (*before, 'ip route add 203.0.113.0/24 via link {mbox} dev {dev}')
+
+
+# Nobody's addresses: which of them the owner has is tried.
+OWNERS = ('192.0.2.17', '192.0.2.34', '192.0.2.51', '192.0.2.68')
+OWNER_ENTRY = 'ip neigh add {each} lladdr {vmac} nud permanent dev {dev}'
+REMOTE_OWNER = 'ip route add 198.51.100.0/24 via {each} dev {dev}'
+
+
+def cases_of(where):
+    """The cases without the alternatives, for local packets or forwarding."""
+    def name(word):
+        return f'{where}.{word}'
+
+    def case(word, kernels, text, setup, *rest, **more):
+        reference, *rest = rest or ('gateway',)
+        return Case(name(word), where, kernels, text, setup, name(reference), *rest, **more)
+
+    plain = (GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
+    unresolved = 'ip neigh add 192.0.2.9 nud failed dev {dev}'
+    yield case('gateway', 'ufn', 'plain route via a gateway', plain, short=True)
+    yield case('gateway-nhid', 'ufn', 'the same by a nexthop object',
+               (GATEWAY, NEXTHOP, ROUTE), 'gateway-nhid', short=True)
+    yield case('onlink', 'ufn', 'plain on-link route',
+               (f'ip neigh add {DESTINATION} lladdr {{gw}} nud permanent dev {{dev}}',
+                'ip route add 203.0.113.0/24 dev {dev}'), 'onlink')
+    yield case('gateway6', 'ufn', 'via an IPv6 gateway',
+               (IPV6, V6_ENTRY, 'ip route add 203.0.113.0/24 via inet6 2001:db8::9 dev {dev}'),
+               'gateway6', MBOX, HOST, 0)
+    yield case('vlan', 'ufn', 'plain, VLAN', (*VLAN, *plain), 'vlan')
+    yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *plain), 'macvlan',
+               GW, VMAC)
+    yield case('ecmp', 'ufn', 'plain ECMP group of two',
+               (GATEWAY, 'nl nexthop add id 2 via 192.0.2.1 dev {dev}',
+                'nl nexthop add id 3 via 192.0.2.2 dev {dev}', 'ip nexthop add id 1 group 2/3',
+                ROUTE, 'leg 192.0.2.1'), 'ecmp')
+    if where == 'udp':
+        yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
+                   'foreign', source='198.51.100.7')
+
+    # In a table of its own: the trie that packets go through stays the same.
+    yield case('other', 'n', 'an override on another route',
+               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+                'ip route add 203.0.113.0/24 table 9 nhid 9'), short=True)
+    yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
+               short=True)
+    yield case('via6', 'n', 'via6', over('via inet6 2001:db8::9', V6_ENTRY, (IPV6,)),
+               'gateway-nhid', MBOX, HOST, 0)
+    yield case('lladdr', 'n', 'lladdr (via link)', lladdr(), 'gateway', MBOX, HOST, 0,
+               short=True)
+    yield case('lladdr-nhid', 'n', 'lladdr (nexthop object)', over('lladdr {mbox}', ''),
+               'gateway-nhid', MBOX, HOST, 0)
+    yield case('lladdr-src', 'n', 'lladdr + src-lladdr',
+               over('lladdr {mbox} src-lladdr {vmac}', ''), 'gateway-nhid', MBOX, VMAC, 0)
+    yield case('gateway-src', 'n', 'gateway + src-lladdr', over('src-lladdr {vmac}'),
+               'gateway-nhid', GW, VMAC)
+    yield case('via4-src', 'n', 'via4 + src-lladdr',
+               over('via 192.0.2.9 src-lladdr {vmac}', OTHER), 'gateway-nhid', MBOX, VMAC)
+    yield case('vlan-lladdr', 'n', 'lladdr, VLAN', lladdr(VLAN), 'vlan', MBOX, HOST, 0)
+    yield case('macvlan-lladdr', 'n', 'lladdr, macvlan', lladdr(MACVLAN), 'macvlan', MBOX,
+               VMAC, 0)
+    yield case('ecmp-lladdr', 'n', 'ECMP group of two with lladdr',
+               ('nl nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+                'nl nexthop add id 3 via 192.0.2.2 dev {dev} neigh lladdr {gw}',
+                'ip nexthop add id 1 group 2/3', ROUTE, 'leg 192.0.2.1'), 'ecmp', MBOX, HOST, 0)
+    yield case('fallback-idle', 'n', 'via4 + fallback, not active',
+               over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX)
+    yield case('fallback', 'n', 'via4 + fallback, active',
+               (*over('via {each} fallback'), f'{unresolved.replace("192.0.2.9", "{each}")}'),
+               'gateway-nhid', GW, HOST, 2, None, OWNERS)
+    yield case('via4-counters', 'n', 'via4 + counters', over('via 192.0.2.9 counters', OTHER),
+               'via4', MBOX)
+    yield case('lladdr-counters', 'n', 'lladdr + counters', over('lladdr {mbox} counters', ''),
+               'lladdr-nhid', MBOX, HOST, 0)
+    yield case('gateway-src-counters', 'n', 'gateway + src-lladdr + counters',
+               over('src-lladdr {vmac} counters'), 'gateway-src', GW, VMAC)
+    if where == 'udp':
+        yield case('preserve-local', 'n', 'preserve, own packets', over('preserve'),
+                   'gateway-nhid')
+        yield case('preserve-onlink', 'n', 'preserve, owner on-link',
+                   over('preserve', GATEWAY, (OWNER_ENTRY,)), 'foreign', GW, VMAC, 2,
+                   '{each}', OWNERS)
+        yield case('preserve-offlink', 'n', 'preserve, owner behind a gateway',
+                   over('preserve', GATEWAY, (OWNER_ENTRY, REMOTE_OWNER)), 'foreign', GW, VMAC,
+                   2, '198.51.100.7', OWNERS)
+
+
+CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
+CASES += bench_alternatives.cases(Case)
+
+
+def write(path, value):
+    """Set a sysctl."""
+    with open(f'/proc/sys/net/{path}', 'w', encoding='ascii') as file:
+        file.write(str(value))
+
+
+def command(*words, given=None):
+    """Run a program; return what it prints."""
+    done = subprocess.run(words, input=given, text=True, capture_output=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or f'status {done.returncode}').partition('\n')[0]
+        raise Failure(f'{" ".join(words)}: {said}')
+    return done.stdout
+
+
+def entries(table):
+    """How many neighbour entries there are, in all namespaces."""
+    with open(f'/proc/1/net/stat/{table}', encoding='ascii') as file:
+        return int(file.read().splitlines()[1].split()[0], 16)
+
+
+class Host:
+    """A network namespace with one Ethernet device that swallows what it is given."""
+
+    def __init__(self, where):
+        self.where = where
+        self.open = contextlib.ExitStack()
+        self.words = {'gw': GW, 'host': HOST, 'mbox': MBOX, 'vmac': VMAC, 'dev': 'eth0'}
+
+    def __enter__(self):
+        command('ip', 'netns', 'add', ROUTER)
+        self.open.callback(self.remove)
+        self.open.enter_context(inside(ROUTER))
+        for path, value in (('ipv6/conf/all/disable_ipv6', 1),
+                            ('ipv6/conf/default/disable_ipv6', 1)):
+            write(path, value)
+        if self.where == 'forward':
+            write('ipv4/ip_forward', 1)
+            write('ipv4/conf/all/send_redirects', 0)
+        lines = ['link add eth0 address 02:00:00:00:00:02 type dummy',
+                 'link set eth0 arp on up', 'address add 192.0.2.2/24 dev eth0']
+        if self.where == 'forward':
+            lines += ['link add in0 address 02:00:00:00:01:02 type veth '
+                      'peer name gen0 address 02:00:00:00:01:01',
+                      'link set in0 up', 'link set gen0 up',
+                      'address add 198.51.100.1/24 dev in0']
+        command('ip', '-batch', '-', given='\n'.join(lines))
+        return self
+
+    def __exit__(self, *what):
+        self.open.close()
+
+    def remove(self):
+        """Take everything down, and wait until it is gone."""
+        command('ip', 'netns', 'del', ROUTER)
+        deadline = time.monotonic() + 60
+        while entries('arp_cache') or entries('ndisc_cache'):
+            if time.monotonic() > deadline:
+                raise Failure('neighbour entries stay behind')
+            time.sleep(0.1)
+        # The static key is switched off a second after the last override went.
+        time.sleep(2.5)
+
+    def run(self, line):
+        """A line of setup."""
+        if callable(line):
+            self.open.enter_context(line(self))
+            return
+        if not isinstance(line, str):
+            command(*line)
+            return
+        verb, _, rest = line.format(**self.words).partition(' ')
+        if verb == 'nl':
+            netlink.run(rest.split())
+        elif verb == 'device':
+            name, _, rest = rest.partition(' ')
+            command('ip', *rest.split())
+            command('ip', '-batch', '-', given='\n'.join((
+                f'link set {name} up', 'address del 192.0.2.2/24 dev eth0',
+                f'address add 192.0.2.2/24 dev {name}')))
+            self.words['dev'] = name
+        elif verb == IPV6:
+            write('ipv6/conf/eth0/accept_dad', 0)
+            write('ipv6/conf/eth0/addr_gen_mode', 1)
+            write('ipv6/conf/eth0/disable_ipv6', 0)
+            command('ip', 'address', 'add', '2001:db8::2/64', 'nodad', 'dev', 'eth0')
+        elif verb == 'destination':
+            self.words['destination'] = rest
+        elif verb == 'leg':
+            self.words['destination'] = self.destination_by(rest)
+        elif verb:
+            command(verb, *shlex.split(rest))
+
+    def destination_by(self, gateway):
+        """An address whose packets take the leg of a group that has gateway."""
+        for number in range(1, 65):
+            address = f'203.0.113.{number}'
+            lookup = ['ip', 'route', 'get', address]
+            if self.where == 'forward':
+                lookup += ['from', '198.51.100.2', 'iif', 'in0']
+            if f' via {gateway} ' in command(*lookup):
+                return address
+        raise Failure(f'no packet goes by {gateway}')
+
+    def frame(self, case, send):
+        """Send, and return the addresses of the frame that leaves by eth0."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as watcher:
+            watcher.bind(('eth0', ETH_P_ALL))
+            watcher.settimeout(5)
+            send()
+            wanted = socket.inet_aton(self.words['destination'])
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    data = watcher.recv(2048)
+                    place = data.find(wanted)
+                    if place in (30, 34):
+                        return data[0:6].hex(':'), data[6:12].hex(':')
+        raise Failure(f'{case.name}: no frame')
+
+    def prepare(self, case, each):
+        """Set the case up; check that it does what it says."""
+        self.words.update(each=each, destination=DESTINATION)
+        for line in case.setup:
+            self.run(line)
+        command('ip', '-6', 'neigh', 'flush', 'all', 'nud', 'noarp')
+
+
+def pktgen_write(name, *lines):
+    """Tell pktgen something."""
+    for line in lines:
+        with open(f'/proc/net/pktgen/{name}', 'w', encoding='ascii') as file:
+            file.write(line + '\n')
+
+
+def generate(destination, packets):
+    """Let pktgen inject packets; return the nanoseconds that it took for one."""
+    pktgen_write('kpktgend_0', 'rem_device_all', 'add_device gen0')
+    pktgen_write('gen0', f'count {packets}', 'clone_skb 0', 'pkt_size 60', 'delay 0',
+                 'flag NO_TIMESTAMP', 'dst_mac 02:00:00:00:01:02', 'src_mac 02:00:00:00:01:01',
+                 'src_min 198.51.100.2', 'src_max 198.51.100.2',
+                 f'dst_min {destination}', f'dst_max {destination}')
+    pktgen_write('pgctrl', 'start')
+    with open('/proc/net/pktgen/gen0', encoding='ascii') as file:
+        text = file.read()
+    result = re.search(r'Result: OK: (\d+)\(c(\d+)\+d\d+\) usec, (\d+) \(', text)
+    pktgen_write('kpktgend_0', 'rem_device_all')
+    if not result or int(result[3]) != packets:
+        raise Failure(f'pktgen: {text[text.find("Result"):].strip()}')
+    return int(result[1]) * 1000 / packets
+
+
+def transmitted():
+    """How many packets have left by eth0."""
+    with open('/proc/net/dev', encoding='ascii') as file:
+        return int(re.search(r'^ *eth0:((?: +\d+){16})$', file.read(), re.M)[1].split()[9])
+
+
+def measure(host, case, options):
+    """One figure of a case that is set up: (count, nanoseconds) a packet."""
+    destination = host.words['destination']
+    if case.where == 'forward':
+        generate(destination, 64)
+        best = min(generate(destination, options.packets) for _ in range(RUNS))
+        return best, best
+    words = [options.program, 'udp', destination, str(options.batches)]
+    if case.source:
+        words.append(case.source.format(**host.words))
+    count, nanoseconds = command(*words).split()
+    return float(count), float(nanoseconds)
+
+
+def send_one(host, case, options):
+    """Send few packets of a case that is set up."""
+    destination = host.words['destination']
+    if case.where == 'forward':
+        generate(destination, 1)
+    else:
+        command(options.program, 'udp', destination, '1',
+                *([case.source.format(**host.words)] if case.source else []))
+
+
+def run_case(case, options):
+    """Every value of case.each, each in a host of its own; return what was measured."""
+    results = []
+    for each in case.each:
+        with Host(case.where) as host:
+            host.prepare(case, each)
+            seen = host.frame(case, functools.partial(send_one, host, case, options))
+            if seen != (case.dst, case.src):
+                raise Failure(f'{case.name}: the frame goes from {seen[1]} to {seen[0]}, '
+                              f'not from {case.src} to {case.dst}')
+            if entries('arp_cache') != case.entries:
+                raise Failure(f'{case.name}: {entries("arp_cache")} neighbour entries, '
+                              f'not {case.entries}')
+            before = transmitted()
+            results.append(measure(host, case, options))
+            sent = transmitted() - before
+            least = RUNS * options.packets if case.where == 'forward' else 64 * options.batches
+            if sent < least:
+                raise Failure(f'{case.name}: {sent} packets left, not {least}')
+    return results
+
+
+def selected(options):
+    """The cases that were asked for and that the kernel has."""
+    letter = {'unpatched': 'u', 'off': 'f', 'on': 'n'}[options.kernel]
+    known = {word for case in CASES for word in (case.name, case.where)} | {'short'}
+    unknown = set(options.cases) - known
+    if unknown:
+        sys.exit(f'bench.py: no such case: {", ".join(sorted(unknown))}')
+    return [case for case in CASES if letter in case.kernels and
+            (not options.cases or {case.name, case.where} & set(options.cases) or
+             case.short and case.where == 'udp' and 'short' in options.cases)]
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--batches', type=int, default=51)
+    parser.add_argument('--packets', type=int, default=2000)
+    parser.add_argument('program')
+    parser.add_argument('kernel', choices=('unpatched', 'off', 'on'))
+    parser.add_argument('cases', nargs='*')
+    options = parser.parse_args()
+
+    counted, real = map(int, command(options.program, 'counter').split())
+    print(json.dumps({'counted': counted, 'real': real, 'kernel': options.kernel,
+                      'release': os.uname().release,
+                      'vulnerabilities': vulnerabilities()}), flush=True)
+    cases = selected(options)
+    failed = set()
+    for number in range(options.rounds):
+        for case in cases:
+            if case.name in failed:
+                continue
+            line = {'round': number, 'case': case.name, 'text': case.text,
+                    'reference': case.reference, 'alternative': case.alternative}
+            try:
+                results = run_case(case, options)
+                best = min(results)
+                line |= {'count': best[0], 'nanoseconds': best[1],
+                         'tries': [count for count, _ in results]}
+            except (Failure, netlink.KernelError, OSError) as error:
+                failed.add(case.name)
+                line |= {'failed': str(error)}
+            print(json.dumps(line), flush=True)
+    return 1 if failed else 0
+
+
+def vulnerabilities():
+    """What the kernel does about the CPU."""
+    folder = '/sys/devices/system/cpu/vulnerabilities'
+    found = {}
+    for name in ('spectre_v2', 'retbleed'):
+        with contextlib.suppress(FileNotFoundError), \
+                open(f'{folder}/{name}', encoding='ascii') as file:
+            found[name] = file.read().strip()
+    return found
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,47 @@
+#!/usr/bin/python3
+"""Count what many routes cost, in a booted kernel.
+
+usage: bench_scale.py PROGRAM [short]
+
+PROGRAM is scripts/guest/bench_scale.c, built.  Prints one JSON object for each
+kind of nexthop and number of them: instructions for each thing that was done,
+and bytes of memory.
+"""
+
+import json
+import sys
+import time
+
+from bench import command
+from lab import inside
+
+# Kinds that are compared, and numbers of (nexthops, routes)
+COMPARED = (('gateway', ('lladdr', 'via4', 'both')), ('route-gateway', ('route-lladdr',)))
+DISTINCT = tuple((number, number) for number in (1000, 10000, 100000))
+SHARED = ((16, 1000000),)
+
+
+def main(program, length):
+    """The command line."""
+    command('ip', 'netns', 'add', 'scale')
+    with inside('scale'):
+        command('ip', '-batch', '-', given='link add eth0 type dummy\n'
+                'link set eth0 arp on up\naddress add 198.18.0.1/15 dev eth0')
+        for nexthops, routes in DISTINCT[:1] if length == 'short' else DISTINCT + SHARED:
+            for reference, others in COMPARED:
+                for kind in (reference, *others):
+                    text = command(program, kind, str(nexthops), str(routes), 'eth0')
+                    print(json.dumps({
+                        'scale': kind, 'reference': reference, 'nexthops': nexthops,
+                        'routes': routes,
+                        **{what: int(count) for what, count in
+                           (line.split() for line in text.splitlines())}}), flush=True)
+                    # What is freed after a grace period
+                    time.sleep(5)
+    return 0
+
+
+if __name__ == '__main__':
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__.strip())
+    sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else ''))
