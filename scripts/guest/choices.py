@@ -537,6 +537,35 @@ def counters_owner(wire, prefix):
                   stats(number), None if sum(seen) == 4 - failed else f'on the wire: {seen}')
 
 
+@contextlib.contextmanager
+def by_mark(owner, gateway, mark):
+    """Packets with a mark, which the reverse path check looks at, find another gateway."""
+    path = '/proc/sys/net/ipv4/conf/eth0/src_valid_mark'
+    ip(f'route add {owner} via {gateway} table {mark}')
+    ip(f'rule add fwmark {mark} to {owner} lookup {mark}')
+    with inside('host'):
+        write(path, 1)
+    try:
+        yield
+    finally:
+        with inside('host'):
+            write(path, 0)
+        ip(f'rule delete fwmark {mark} to {owner} lookup {mark}')
+
+
+def preserve_mark(wire, prefix):
+    """mark"""
+    know('192.0.2.1', '192.0.2.9')
+    add_override(prefix[1], 396, 'preserve')
+    with foreign('198.51.100.88', prefix[1]) as sock, ignored_sources():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 396)
+        yield expect(wire.send_on(sock), GW, HOST, ': preserve, no rule')
+        with by_mark('198.51.100.88', '192.0.2.9', 396):
+            yield expect(wire.send_on(sock), GW, MBOX, ': preserve')
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0)
+            yield expect(wire.send_on(sock), GW, HOST, ': preserve, no mark')
+
+
 def expect_choice(note, lines, frame, addresses, text):
     """The row of a choice: as traced, and as the frame."""
     source, destination, gateway = map(str, addresses)
@@ -620,7 +649,7 @@ def drop_reason(wire, prefix):
 
 
 CASES = (fallback, fallback_unknown, fallback_outage, fallback_confirms, counters, counters_shown,
-         counters_group, counters_owner, trace, trace_no_frame, drop_reason)
+         counters_group, counters_owner, preserve_mark, trace, trace_no_frame, drop_reason)
 
 
 def main(words):
