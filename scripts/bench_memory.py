@@ -46,7 +46,7 @@ def main(path):
     if len(lines) > 1:
         problems.append('rt_neigh_override is not in the cache line of rt_gw_family')
     for problem in problems:
-        print(f'exceeded: {problem}')
+        print(f'problem: {problem}')
     return 1 if problems else 0
 
 

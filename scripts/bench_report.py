@@ -1,15 +1,17 @@
 #!/usr/bin/python3
 """Make a table of what scripts/bench measured, and hold it against the budgets.
 
-usage: bench_report.py [--json FILE] [--markdown FILE] [--plot NAME] [--command WORDS]
-                       --budgets FILE RUN=LOG...
+usage: bench_report.py [--json FILE] [--markdown FILE] [--text TITLE=FILE] [--plot NAME]
+                       [--base BASE] [--command WORDS] [--all-budgets] --budgets FILE RUN=LOG...
 
 RUN is unpatched, off or on; with 'retpoline-' or 'kvm-' before it the run is shown
 beside; 'scale' is a log of bench_scale.py.  A line of the budgets is the run, the
-case, and the most that it may cost over its reference.  The reference of a case is
-on the unpatched kernel, if that has it, else on the same; that of an alternative
-always on the same.  Exit status 1: a budget is exceeded, the runs of a case are
-not the same, or a case failed; each is printed.
+case, and the most that it may cost over its reference; with --all-budgets there has
+to be a case for each of a kernel that ran.  A text goes into the Markdown.  The
+reference of a case is on the unpatched kernel, if that has it, else on the same;
+that of an alternative always on the same.  Exit status 1: a budget is exceeded, the
+runs of a case are not the same, or a case failed; each is printed.  The last line
+says how many budgets were compared.
 """
 
 import argparse
@@ -70,6 +72,7 @@ class Report:
     def __init__(self, runs, budgets):
         self.runs = runs
         self.budgets = budgets
+        self.compared = 0
         self.problems = []
 
     def median(self, run, name):
@@ -89,7 +92,7 @@ class Report:
             return None
         return case['median'] - reference
 
-    def check(self):
+    def check(self, every_budget):
         """Note what is wrong."""
         for run, what in self.runs.items():
             for name, case in what['cases'].items():
@@ -101,10 +104,12 @@ class Report:
             if run not in self.runs:
                 continue
             found = self.runs[run]['cases'].get(name)
+            if not found and not every_budget:
+                continue
             difference = self.difference(run, name) if found else None
+            self.compared += difference is not None
             if difference is None:
-                if found:
-                    self.problems.append(f'{run} {name}: nothing to compare it with')
+                self.problems.append(f'{run} {name}: nothing to compare with its budget')
             elif difference > limit + REPEATABLE[name.partition('.')[0]]:
                 self.problems.append(f'{run} {name}: {difference:+.1f} instructions a packet, '
                                      f'budget {limit:+g}')
@@ -265,7 +270,8 @@ def print_report(report, head, parts):
     if report.problems:
         print()
     for problem in report.problems:
-        print(f'exceeded: {problem}')
+        print(f'problem: {problem}')
+    print(f'\nbudgets: {report.compared} of {len(report.budgets)} budgets compared')
 
 
 def write_markdown(options, head, parts):
@@ -275,6 +281,9 @@ def write_markdown(options, head, parts):
                    'not edited.\n\n' + '\n'.join(f'- {line}' for line in head) + '\n')
         for title, lines in parts:
             file.write(f'\n## {title[0].upper()}{title[1:]}\n\n{markdown(lines)}\n')
+        for title, path in (word.split('=', 1) for word in options.text):
+            with open(path, encoding='utf-8') as text:
+                file.write(f'\n## {title}\n\n```\n{text.read().rstrip()}\n```\n')
 
 
 def write_json(options, report, path, scaled):
@@ -294,10 +303,13 @@ def read_budgets(path):
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        usage=__doc__.split('usage: ')[1].split('\n\n')[0])
     for option in ('--markdown', '--plot', '--command', '--base'):
         parser.add_argument(option)
-    parser.add_argument('--json', action='append', default=[])
+    for option in ('--json', '--text'):
+        parser.add_argument(option, action='append', default=[])
+    parser.add_argument('--all-budgets', action='store_true')
     parser.add_argument('--budgets', required=True)
     parser.add_argument('runs', nargs='+')
     options = parser.parse_args()
@@ -306,7 +318,7 @@ def main():
     scaled = logs.pop('scale', [])
     report = Report({run: summarise(lines) for run, lines in logs.items()},
                     read_budgets(options.budgets))
-    report.check()
+    report.check(options.all_budgets)
     head = [f'{run}: Linux {what["release"]}, spectre_v2: '
             f'{what["vulnerabilities"].get("spectre_v2", "?")}; a loop of '
             f'{what["real"]} instructions counts as {what["counted"]}'

@@ -196,17 +196,27 @@ lock_tree() {
 		die "another script is working on $TREE"
 }
 
-# lock_output NAME: only one script at a time builds in build/NAME.
+# lock_output NAME [WHAT]: only one script at a time builds in build/NAME, or does
+# what WHAT says.
 lock_output() {
 	need flock:util-linux
 	exec 8>"$BUILD/.lock-$1"
-	flock -n 8 || die "another script is working on $BUILD/$1"
+	flock -n 8 || die "another script is ${2:-working on $BUILD/$1}"
+}
+
+# verb NAME ARGUMENT...: another script, for the same base.
+verb() {
+	"$REPO/scripts/$1" --base "$BASE" "${@:2}"
 }
 
 # check_out SOURCE COMMIT: a work tree of its own, and always the same files.
 check_out() {
-	[ -e "$1/.git" ] || tree_git worktree prune
-	[ -e "$1/.git" ] || tree_git worktree add -q -f --detach "$1" "$2"
+	# It may be that of a source tree that was removed.
+	if ! tree_git -C "$1" rev-parse -q --git-dir >/dev/null 2>&1 || [ ! -e "$1/.git" ]; then
+		rm -rf "$1"
+		tree_git worktree prune
+		tree_git worktree add -q -f --detach "$1" "$2"
+	fi
 	tree_git -C "$1" checkout -q -f --detach "$2"
 }
 

@@ -5,7 +5,6 @@ SERIES_CHECKS=(
 "exceptions       each line of scripts/check.d/exceptions is still needed"
 "cover-letter     cover letter, at most 15 patches, base and tree named"
 "b4               'b4 am' and 'b4 shazam' take it from a mailbox and make the branch"
-"b4-prep          'b4 prep --check'"
 "machine-code     ip_finish_output2(): without the option that of the base, with it a NOP more"
 "sizes            struct rtable, struct fib_nh_common: growth and place (pahole)"
 "uapi             headers_install; the UAPI header compiles alone as C and C++"
@@ -120,13 +119,6 @@ check_b4() {
 	same_tree "$tree" "b4 shazam"
 	tree_git worktree remove --force --force "$tree"
 	echo "am and shazam: ${#COMMITS[@]} patches, the tree of the branch ($(b4 --version))"
-}
-
-check_b4_prep() {
-	want b4:b4
-	b4 prep --help | grep -- '--check' >/dev/null ||
-		skip "b4 $(b4 --version) has no 'prep --check' (0.14 has)"
-	skip "'b4 prep --check' wants a branch that b4 made, and runs what 'checkpatch' runs here"
 }
 
 check_machine_code() {

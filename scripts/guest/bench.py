@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Count the instructions that a packet takes, case by case, in a booted kernel.
 
-usage: bench.py [--rounds N] [--batches N] [--packets N] PROGRAM KERNEL [CASE]...
+usage: bench.py --list | [--rounds N] [--batches N] [--packets N] PROGRAM KERNEL [CASE]...
 
 PROGRAM is scripts/guest/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
 decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
@@ -370,12 +370,21 @@ def selected(options):
              case.short and case.where == 'udp' and 'short' in options.cases)]
 
 
+class ListCases(argparse.Action):
+    """Print the names of the cases of the kernel with the option, and leave."""
+
+    def __call__(self, parser, *_):
+        print('\n'.join(case.name for case in CASES if 'n' in case.kernels))
+        parser.exit()
+
+
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batches', type=int, default=51)
     parser.add_argument('--packets', type=int, default=2000)
+    parser.add_argument('--list', action=ListCases, nargs=0)
     parser.add_argument('program')
     parser.add_argument('kernel', choices=('unpatched', 'off', 'on'))
     parser.add_argument('cases', nargs='*')

@@ -177,7 +177,7 @@ def ip_monitor(_):
                        ('via link', f'{LATER[0].prefix} via link {MBOX} dev eth0'),
                        ('object', f'{LATER[1].prefix} nhid 1 via 192.0.2.1 dev eth0'),
                        ('deleted', f'Deleted {LATER[0].prefix} via link {MBOX} dev eth0'),
-                       ('nexthop deleted', 'Deleted id 2 dev eth0 scope host')):
+                       ('nexthop deleted', 'Deleted id 2 dev eth0 scope link')):
         yield Row(f'monitor: {what}', line, line if line in lines else str(lines))
 
 

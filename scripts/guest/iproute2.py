@@ -105,8 +105,7 @@ DESTINATIONS = (('', '', {}),
 SOURCES = (('', {}), (f'src-lladdr {VMAC}', {'src_lladdr': VMAC}),
            ('preserve', {'preserve': True}),
            ('preserve strict', {'preserve': True, 'strict': True}))
-GATEWAYS = (('via 192.0.2.1', {'gateway': '192.0.2.1', 'scope': 'link'}),
-            ('', {'scope': 'host'}))
+GATEWAYS = (('via 192.0.2.1', {'gateway': '192.0.2.1'}), ('', {}))
 
 
 def combinations():
@@ -117,11 +116,13 @@ def combinations():
             continue
         flags = [word for word in (fallback, counters) if word]
         words = ' '.join(['id 1', gateway[0], 'dev eth0 neigh', destination[0], source[0], *flags])
+        # With neither of them, packets go to hosts.
+        scope = 'link' if gateway[0] or destination[0] else 'host'
         line = ' '.join(['id 1', gateway[0], 'dev eth0 neigh', destination[1], source[0], *flags,
-                         'scope', gateway[1]['scope']])
+                         'scope', scope])
         neigh = {**destination[2], **source[1], **dict.fromkeys(flags, True)}
         yield ' '.join(words.split()), ' '.join(line.split()), {
-            'id': 1, 'dev': 'eth0', 'neigh': neigh, 'flags': [], **gateway[1]}
+            'id': 1, 'dev': 'eth0', 'neigh': neigh, 'flags': [], 'scope': scope, **gateway[1]}
 
 
 def every_override():
@@ -160,7 +161,7 @@ def listed():
 def word_order():
     """the words after neigh in any order, the others around them"""
     neigh = ['via 192.0.2.9', 'preserve', 'strict', 'fallback', 'counters']
-    expected = 'id 1 dev eth0 neigh ' + ' '.join(neigh) + ' scope host proto static'
+    expected = 'id 1 dev eth0 neigh ' + ' '.join(neigh) + ' scope link proto static'
     for place in range(len(neigh)):
         words = ' '.join(reversed(neigh[place:] + neigh[:place]))
         for line in (f'id 1 dev eth0 neigh {words} protocol static',
@@ -191,7 +192,7 @@ def batch():
         expect('-batch', (0, ''), (status, complaint))
         for number in 1, 2:
             expect('show', f'id {number} dev eth0 neigh lladdr 02:00:00:00:00:0{number} '
-                   'scope host', shown(f'nexthop show id {number}'))
+                   'scope link', shown(f'nexthop show id {number}'))
         expect('buckets', 4, len(ip('nexthop bucket show id 3').splitlines()))
         expect('route', {f'via link 02:00:00:00:00:0{number}' for number in (1, 2)},
                set(re.findall(r'via link \S+', ip('route show 203.0.113.0/24'))))
@@ -530,7 +531,7 @@ def monitor():
         lines = monitored(STEPS)
     object_line = f'id 1 via 192.0.2.1 dev eth0 {NEIGH} scope link'
     expect('monitor', [
-        object_line, f'id 2 dev eth0 neigh lladdr {MAC} scope host',
+        object_line, f'id 2 dev eth0 neigh lladdr {MAC} scope link',
         f'203.0.113.0/25 nhid 1 via 192.0.2.1 dev eth0 {NEIGH}',
         f'203.0.113.128/25 via link {MAC} dev eth0',
         f'Deleted 203.0.113.128/25 via link {MAC} dev eth0',
