@@ -218,11 +218,11 @@ def scale(lines):
             row, more = scale_row(line, found[line['reference'], nexthops, routes])
             rows.append(row)
             problems += more
-    sizes = sorted({line['nexthops'] for line in lines if line['nexthops'] == line['routes']})
-    for kind in sorted({line['scale'] for line in lines} if len(sizes) > 1 else ()):
-        small, large = (found.get((kind, size, size)) for size in (sizes[0], sizes[-1]))
-        if small and large:
-            rows.append(scale_slope(small, large))
+    for kind in dict.fromkeys(line['scale'] for line in lines):
+        sizes = sorted(nexthops for name, nexthops, routes in found
+                       if name == kind and nexthops == routes)
+        if len(sizes) > 1:
+            rows.append(scale_slope(*(found[kind, size, size] for size in (sizes[0], sizes[-1]))))
     return rows, problems
 
 
