@@ -4,7 +4,7 @@
 usage: bench_memory.py FILE
 
 A line of FILE is a kernel, a name and a number of bytes; 'rtable.MEMBER' is where a
-member is, 'ip_dst_cache' the size of a slab object of struct rtable.  Exit status 1:
+member is, 'rtable-slab' the size of a slab object of struct rtable.  Exit status 1:
 more memory than there is room for.
 """
 
@@ -39,7 +39,7 @@ def main(path):
 
     problems = [f'{name}: {sizes["on", name]} bytes, budget {limit}'
                 for name, limit in LIMITS.items() if sizes['on', name] > limit]
-    if sizes['on', 'ip_dst_cache'] != sizes['unpatched', 'ip_dst_cache']:
+    if sizes['on', 'rtable-slab'] != sizes['unpatched', 'rtable-slab']:
         problems.append('struct rtable takes a larger slab object')
     lines = {sizes['on', f'rtable.{member}'] // CACHE_LINE
              for member in ('rt_gw_family', 'rt_neigh_override')}

@@ -21,11 +21,15 @@ import statistics
 import sys
 
 SPREAD_LIMIT = 1
-# What is less is not a difference: pktgen tells microseconds for 2000 packets.
-REPEATABLE = {'udp': 0.3, 'forward': 0.6}
+# What is less is not a difference.
+REPEATABLE = 0.3
 PLACES = {'udp': 'local UDP', 'forward': 'forwarding'}
-# Growth from the smallest to the largest number may differ by this, in the exponent.
 SCALE_LIMITS = {'distinct': 1.25, 'shared': 1.05}
+# They hold for what has to be done for the routes, their nexthop objects included.
+SCALE_LIMITED = {'load': ('load-nexthops', 'load-routes'), 'look up': ('lookup-churn',),
+                 'dump': ('dump-nexthops', 'dump-routes')}
+# Growth from the smallest to the largest number may differ by this, in the exponent.
+SLOPE_LIMIT = 0.05
 # A gateway and an override are more to parse and dump than a gateway: for information.
 UNLIMITED = ('both',)
 PHASES = ('load-nexthops', 'load-routes', 'dump-nexthops', 'dump-routes', 'lookup-churn',
@@ -110,7 +114,7 @@ class Report:
             self.compared += difference is not None
             if difference is None:
                 self.problems.append(f'{run} {name}: nothing to compare with its budget')
-            elif difference > limit + REPEATABLE[name.partition('.')[0]]:
+            elif difference > limit + REPEATABLE:
                 self.problems.append(f'{run} {name}: {difference:+.1f} instructions a packet, '
                                      f'budget {limit:+g}')
 
@@ -191,9 +195,12 @@ def scale_row(line, base):
     shared = nexthops != routes
     limit = SCALE_LIMITS['shared' if shared else 'distinct']
     ratios = {phase: line[phase] / base[phase] for phase in PHASES if phase in line}
-    problems = [f'scale {line["scale"]} {nexthops}/{routes} {phase}: {ratio:.3f} times, '
-                f'limit {limit}' for phase, ratio in ratios.items()
-                if ratio > limit and line['scale'] not in UNLIMITED]
+    problems = []
+    for what, phases in SCALE_LIMITED.items():
+        sums = [sum(part.get(phase, 0) for phase in phases) for part in (line, base)]
+        if sums[0] > limit * sums[1] and line['scale'] not in UNLIMITED:
+            problems.append(f'scale {line["scale"]} {nexthops}/{routes}, {what}: '
+                            f'{sums[0] / sums[1]:.3f} times, limit {limit}')
     unit = routes if shared or 'load-nexthops' not in line else nexthops
     memory = [f'{(part["memory-nexthops"] + part["memory-routes"]) / unit:.0f}'
               for part in (line, base)]
@@ -201,12 +208,25 @@ def scale_row(line, base):
             *(cell(ratios.get(phase), '.3f') for phase in PHASES), ' / '.join(memory)), problems
 
 
+def slope(small, large, phases):
+    """How the instructions of some phases grow with the number: log-log."""
+    before, after = (sum(line.get(phase, 0) for phase in phases) for line in (small, large))
+    return before and math.log(after / before) / math.log(large['nexthops'] / small['nexthops'])
+
+
 def scale_slope(small, large):
-    """How the instructions of one kind grow with the number: log-log."""
-    growth = math.log(large['nexthops'] / small['nexthops'])
+    """The growth of one kind."""
     return (f'{small["nexthops"]}–{large["nexthops"]}', 'slope', small['scale'], '',
-            *(cell(math.log(large[phase] / small[phase]) / growth if phase in large else None,
-                   '.3f') for phase in PHASES), '')
+            *(cell(slope(small, large, (phase,)) if phase in large else None, '.3f')
+              for phase in PHASES), '')
+
+
+def too_steep(ends, reference):
+    """What grows faster with one kind than with another; both are (small, large)."""
+    for what, phases in SCALE_LIMITED.items():
+        grows, usual = slope(*ends, phases), slope(*reference, phases)
+        if grows > usual + SLOPE_LIMIT:
+            yield f'scale {ends[0]["scale"]}, {what}: slope {grows:.3f}, not {usual:.3f}'
 
 
 def scale(lines):
@@ -218,11 +238,14 @@ def scale(lines):
             row, more = scale_row(line, found[line['reference'], nexthops, routes])
             rows.append(row)
             problems += more
+    ends = {}
     for kind in dict.fromkeys(line['scale'] for line in lines):
         sizes = sorted(nexthops for name, nexthops, routes in found
                        if name == kind and nexthops == routes)
         if len(sizes) > 1:
-            rows.append(scale_slope(*(found[kind, size, size] for size in (sizes[0], sizes[-1]))))
+            ends[kind] = [found[kind, size, size] for size in (sizes[0], sizes[-1])]
+            rows.append(scale_slope(*ends[kind]))
+            problems += too_steep(ends[kind], ends[ends[kind][0]['reference']])
     return rows, problems
 
 
