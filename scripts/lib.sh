@@ -92,6 +92,18 @@ record_series() {
 	tree_git config neigh-override.patches "$(patches_sum)"
 }
 
+# install_packages PACKAGE...: without starting the services that some bring.
+install_packages() (
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e "$policy" ]; then
+		trap 'rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod +x "$policy"
+	fi
+	apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+		-o DPkg::Lock::Timeout=300 --no-install-recommends "$@"
+)
+
 # need COMMAND:PACKAGE ... : install what is missing, or name it.
 need() {
 	local pair missing=() commands=()
@@ -110,9 +122,7 @@ need() {
 	fi
 	say "installing ${missing[*]}"
 	mkdir -p "$BUILD/log"
-	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
-		-o DPkg::Lock::Timeout=300 --no-install-recommends "${missing[@]}"; } \
-		>"$BUILD/log/install.log" 2>&1 ||
+	install_packages "${missing[@]}" >"$BUILD/log/install.log" 2>&1 ||
 		die "cannot install ${missing[*]}: $(grep -m1 '^E:' "$BUILD/log/install.log" ||
 			echo "see $BUILD/log/install.log")"
 }
@@ -242,6 +252,18 @@ keep_config() {
 	else
 		mv "$1" "$2"
 	fi
+}
+
+# with_debug_info FOLDER OBJECT FILE: an object that a kernel's build made there,
+# once more with debugging information, by the command that made it.
+with_debug_info() {
+	local command
+	command=$(sed -n "s,^savedcmd_[^ ]*$2 := ,,p" "$1/${2%/*}/.${2##*/}.cmd")
+	[ -n "$command" ] || die "it is not known how $2 was made"
+	command=${command%%;*}
+	command=${command/-Wp,-MMD,* -nostdinc/-nostdinc}
+	command=${command/ -o $2 / -g -o $3 }
+	(cd "$1" && sh -c "$command")
 }
 
 # The compiler's cache, when there is one.

@@ -24,7 +24,9 @@ OWN_FILES='^(net/ipv4/(neigh_override|tests/)|include/(net|trace/events|uapi/lin
 # Built for every patch that changes a header of theirs, in every configuration.
 CORE=(net/ipv4/{ip_output,route,fib_semantics,nexthop,neigh_override,neigh_override_preserve}.c)
 
-# Who includes the headers that the series changes, besides what it changes.
+# Who includes the headers that the series changes, besides what it changes: where
+# what their inline functions are made of is there or not.
+INCLUDING=" gcc clang i386 off no-ipv6 "
 INCLUDERS=(
 net/core/dst.c
 net/core/lwt_bpf.c
@@ -75,14 +77,23 @@ variant_wanted() {
 		CONFIG_NET_VRF; do
 		! grep -qxE "$LEFT_OUT" <<<"$option" || echo "# $option is not set"
 	done
-	# For pahole.
-	[ "$VARIANT" != gcc ] || echo CONFIG_DEBUG_INFO_DWARF4=y
+}
+
+# The programs that a kernel is built with are the same in every configuration:
+# those of 'gcc' will do, once they are said to be made here.
+seed_variant() {
+	local first=$WORK/${VARIANTS[0]%% *}
+	[[ ! -e $OUT && -d $first/scripts && -d $first/tools ]] || return 0
+	mkdir -p "$OUT"
+	cp -a "$first/scripts" "$first/tools" "$OUT"
+	grep -rlZF --include='.*' "$first/" "$OUT" | xargs -0r sed -i "s|$first/|$OUT/|g"
 }
 
 # Again for each patch that changes a Kconfig file; before the series, it has
 # no option of its own.
 configure_variant() {
 	local missing
+	seed_variant
 	mkdir -p "$OUT"
 	variant_wanted >"$OUT/.config.wanted"
 	KCONFIG_CONFIG=$OUT/.config.new variant_make -s \
@@ -106,7 +117,7 @@ variant_sources() {
 		touched 'net/*.c' 'drivers/*.c'
 		printf '%s\n' "${CORE[@]}"
 	fi
-	[ -z "$ends" ] || printf '%s\n' "${INCLUDERS[@]}"
+	[[ -z $ends || $INCLUDING != *" $VARIANT "* ]] || printf '%s\n' "${INCLUDERS[@]}"
 }
 
 # The objects, as far as this tree and this configuration have them.
@@ -261,11 +272,12 @@ check_off_no_ipv6() { build_variant off-no-ipv6; }
 check_no_multipath() { build_variant no-multipath; }
 check_no_vrf() { build_variant no-vrf; }
 
-# object_of COMMIT VARIANT OBJECT: build it there, and print where the copy is.
+# object_of COMMIT VARIANT OBJECT [debug]: build it there, and print where the
+# copy is, or one with debugging information.
 object_of() {
 	local kept
 	use_variant "$2"
-	kept=$WORK/kept/$(tree_git rev-parse "$1")-$2-${3//\//%}
+	kept=$WORK/kept/$(tree_git rev-parse "$1")-$2${4:+-$4}-${3//\//%}
 	if [ ! -f "$kept" ] || [ "$REPO/configs/check.config" -nt "$kept" ]; then
 		(
 			COMMIT=$1
@@ -276,7 +288,11 @@ object_of() {
 			CHECKER=- variant_make -j"$(nproc)" "$3"
 		) >&2 || die "cannot build $3 ($2) of $1"
 		mkdir -p "$WORK/kept"
-		cp "$OUT/$3" "$kept"
+		if [ "${4:-}" = debug ]; then
+			with_debug_info "$OUT" "$3" "$kept"
+		else
+			cp "$OUT/$3" "$kept"
+		fi
 	fi
 	echo "$kept"
 }

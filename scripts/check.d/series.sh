@@ -152,8 +152,8 @@ size_is() {
 check_sizes() {
 	local before now pointer family
 	want pahole:pahole
-	before=$(object_of "$(tree_git rev-parse base)" gcc net/ipv4/route.o)
-	now=$(object_of "$COMMIT" gcc net/ipv4/route.o)
+	before=$(object_of "$(tree_git rev-parse base)" gcc net/ipv4/route.o debug)
+	now=$(object_of "$COMMIT" gcc net/ipv4/route.o debug)
 	size_is "$before" rtable 176 176
 	size_is "$before" fib_nh_common 72 72
 	size_is "$now" rtable 176 184
@@ -287,9 +287,18 @@ check_smatch() {
 	echo "$(wc -w <<<"$objects") objects"
 }
 
+# A Kconfig file without its help texts.
+without_help() {
+	awk '/^[^ \t]/ { help = 0 } $1 == "help" { help = 1 } !help'
+}
+
 # What is compiled, told by one sum: patches that leave it alone need no run.
 compiled_state() {
-	tree_git ls-tree -r "$1" | grep -vE '	(Documentation|tools|MAINTAINERS|samples)' | sha256sum
+	{
+		tree_git ls-tree -r "$1" |
+			grep -vE '	(Documentation|tools|MAINTAINERS|samples|net/ipv4/Kconfig$)'
+		tree_git show "$1:net/ipv4/Kconfig" | without_help
+	} | sha256sum
 }
 
 kunit_at() {

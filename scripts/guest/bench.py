@@ -34,15 +34,21 @@ ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
 ETH_P_ALL = 3
 # pktgen is run so many times; the timer's interrupts come between some of the runs.
-RUNS = 25
+RUNS = 10
+# Where a packet costs more in some hosts than in others, by chance, a round is made
+# in one host after another until one costs no more than SAME over the best there
+# was; the first one, which has none to go by, in FIRST_TRIES.
+FIRST_TRIES = 16
+MOST_TRIES = 24
+SAME = 0.5
 
 # where: 'udp', local packets, or 'forward'.  kernels: which have the case, u
 # unpatched, f option off, n on.  setup: lines, see run().  reference: the case
 # that it is compared with.  dst, src: what the frame has to carry.  entries:
 # IPv4 neighbour entries that are in use.  source: the socket is bound to it.
-# each: values that stand for {each} in setup; the best of them is the figure,
-# because two entries may share a bucket of the neighbour table's hash, which
-# has another seed on each boot.
+# each: values that stand for {each} in setup, one in each host; the best host is
+# the figure, because two entries may share a bucket of the neighbour table's hash,
+# which has another seed on each boot.
 Case = collections.namedtuple(
     'Case', 'name where kernels text setup reference dst src entries source each short '
     'alternative', defaults=(GW, HOST, 1, None, ('',), False, False))
@@ -337,26 +343,51 @@ def send_one(host, case, options):
                 *([case.source.format(**host.words)] if case.source else []))
 
 
-def run_case(case, options):
-    """Every value of case.each, each in a host of its own; return what was measured."""
+@contextlib.contextmanager
+def ballast(number):
+    """Empty namespaces, so that not every host gets the memory of the one before."""
+    names = [f'ballast{index}' for index in range(number)]
+    for name in names:
+        command('ip', 'netns', 'add', name)
+    try:
+        yield
+    finally:
+        for name in names:
+            command('ip', 'netns', 'del', name)
+
+
+def try_case(case, each, options, number):
+    """A case in a host of its own: (count, nanoseconds) a packet."""
+    with ballast(number % 4), Host(case.where) as host:
+        host.prepare(case, each)
+        seen = host.frame(case, functools.partial(send_one, host, case, options))
+        if seen != (case.dst, case.src):
+            raise Failure(f'{case.name}: the frame goes from {seen[1]} to {seen[0]}, '
+                          f'not from {case.src} to {case.dst}')
+        if entries('arp_cache') != case.entries:
+            raise Failure(f'{case.name}: {entries("arp_cache")} neighbour entries, '
+                          f'not {case.entries}')
+        before = transmitted()
+        result = measure(host, case, options)
+        sent = transmitted() - before
+        least = RUNS * options.packets if case.where == 'forward' else 64 * options.batches
+        if sent < least:
+            raise Failure(f'{case.name}: {sent} packets left, not {least}')
+    return result
+
+
+def run_case(case, options, best):
+    """One round: what was measured in each host; best: of the rounds before, or None."""
     results = []
-    # Every other namespace costs a forwarded packet some instructions more.
-    for each in case.each * (2 if case.where == 'forward' else 1):
-        with Host(case.where) as host:
-            host.prepare(case, each)
-            seen = host.frame(case, functools.partial(send_one, host, case, options))
-            if seen != (case.dst, case.src):
-                raise Failure(f'{case.name}: the frame goes from {seen[1]} to {seen[0]}, '
-                              f'not from {case.src} to {case.dst}')
-            if entries('arp_cache') != case.entries:
-                raise Failure(f'{case.name}: {entries("arp_cache")} neighbour entries, '
-                              f'not {case.entries}')
-            before = transmitted()
-            results.append(measure(host, case, options))
-            sent = transmitted() - before
-            least = RUNS * options.packets if case.where == 'forward' else 64 * options.batches
-            if sent < least:
-                raise Failure(f'{case.name}: {sent} packets left, not {least}')
+    tries = 1
+    # The cost of a forwarded packet depends on the network namespace.
+    if case.where == 'forward' or len(case.each) > 1:
+        tries = FIRST_TRIES if best is None else MOST_TRIES
+    for number in range(tries):
+        each = case.each[number % len(case.each)]
+        results.append(try_case(case, each, options, number // len(case.each)))
+        if best is not None and results[-1][0] <= best + SAME:
+            break
     return results
 
 
@@ -398,6 +429,7 @@ def main():
                       'vulnerabilities': vulnerabilities()}), flush=True)
     cases = selected(options)
     failed = set()
+    bests = {}
     for number in range(options.rounds):
         for case in cases:
             if case.name in failed:
@@ -405,8 +437,9 @@ def main():
             line = {'round': number, 'case': case.name, 'text': case.text,
                     'reference': case.reference, 'alternative': case.alternative}
             try:
-                results = run_case(case, options)
+                results = run_case(case, options, bests.get(case.name))
                 best = min(results)
+                bests[case.name] = min(best[0], bests.get(case.name, best[0]))
                 line |= {'count': best[0], 'nanoseconds': best[1],
                          'tries': [count for count, _ in results]}
             except (Failure, netlink.KernelError, OSError) as error:

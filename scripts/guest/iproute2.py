@@ -238,6 +238,9 @@ REFUSALS = (
      'Error: Neighbour override needs an IPv4 nexthop.'),
     (f'nexthop add id 1 blackhole neigh lladdr {MAC}',
      'Error: Blackhole or fdb nexthop has no neighbour to override.'),
+    *((f'nexthop add id 1 encap {encap} id 7 dst {remote} via 192.0.2.1 dev eth0 '
+       'neigh via 192.0.2.9 fallback', 'Error: Encapsulation excludes fallback.')
+      for encap, remote in (('ip', '198.51.100.9'), ('ip6', '2001:db8::9'))),
     (f'nexthop add id 1 group 90 neigh lladdr {MAC}', 'Error: Invalid family for group.'),
     (f'nexthop add id 1 neigh lladdr {MAC}', 'Error: Device attribute required'),
     (f'nexthop replace id 90 dev eth0 neigh lladdr {MAC} strict', 'Error: Strict needs preserve.'),
