@@ -92,15 +92,24 @@ record_series() {
 	tree_git config neigh-override.patches "$(patches_sum)"
 }
 
-# install_packages PACKAGE...: without starting the services that some bring.
+# install_packages PACKAGE...: without starting the services that some bring.  One
+# script at a time, and apt's lists may be in use by another program for a while.
 install_packages() (
+	SECONDS=0
 	policy=/usr/sbin/policy-rc.d
+	exec 7>"$BUILD/.lock-install"
+	flock 7
 	if [ ! -e "$policy" ]; then
 		trap 'rm -f "$policy"' EXIT
 		printf '#!/bin/sh\nexit 101\n' >"$policy"
 		chmod +x "$policy"
 	fi
-	apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+	until said=$(apt-get update 2>&1); do
+		echo "$said"
+		[[ $said == *"Could not get lock"* && SECONDS -lt 300 ]] || exit 1
+		sleep 5
+	done
+	DEBIAN_FRONTEND=noninteractive apt-get install -y \
 		-o DPkg::Lock::Timeout=300 --no-install-recommends "$@"
 )
 
@@ -122,9 +131,9 @@ need() {
 	fi
 	say "installing ${missing[*]}"
 	mkdir -p "$BUILD/log"
-	install_packages "${missing[@]}" >"$BUILD/log/install.log" 2>&1 ||
-		die "cannot install ${missing[*]}: $(grep -m1 '^E:' "$BUILD/log/install.log" ||
-			echo "see $BUILD/log/install.log")"
+	install_packages "${missing[@]}" >"$BUILD/log/install-$VERB.log" 2>&1 ||
+		die "cannot install ${missing[*]}: $(grep -m1 '^E:' "$BUILD/log/install-$VERB.log" ||
+			echo "see $BUILD/log/install-$VERB.log")"
 }
 
 # need_space GIGABYTES
