@@ -59,9 +59,11 @@ def summarise(lines):
         if 'failed' in line:
             case['failed'] = line['failed']
             continue
-        case['counts'].append(line['count'])
-        case['nanoseconds'].append(line['nanoseconds'])
         case.setdefault('tries', []).append(line['tries'])
+        # Before the first round: the search for the least
+        if line['round']:
+            case['counts'].append(line['count'])
+            case['nanoseconds'].append(line['nanoseconds'])
     for case in run['cases'].values():
         if case['counts']:
             case['median'] = statistics.median(case['counts'])
