@@ -95,8 +95,8 @@ record_series() {
 # install_packages PACKAGE...: without starting the services that some bring.  One
 # script at a time, and apt's lists may be in use by another program for a while.
 install_packages() (
-	SECONDS=0
 	policy=/usr/sbin/policy-rc.d
+	deadline=$((SECONDS + 300))
 	exec 7>"$BUILD/.lock-install"
 	flock 7
 	if [ ! -e "$policy" ]; then
@@ -106,7 +106,7 @@ install_packages() (
 	fi
 	until said=$(apt-get update 2>&1); do
 		echo "$said"
-		[[ $said == *"Could not get lock"* && SECONDS -lt 300 ]] || exit 1
+		[[ $said == *"Could not get lock"* && $SECONDS -lt $deadline ]] || exit 1
 		sleep 5
 	done
 	DEBIAN_FRONTEND=noninteractive apt-get install -y \

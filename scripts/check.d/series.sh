@@ -177,7 +177,7 @@ compiles_alone() {
 
 check_uapi() {
 	local header=$WORK/uapi/usr/include/linux/neigh_override.h
-	want g++:g++
+	want g++:g++ rsync:rsync
 	rm -rf "$WORK/uapi/usr"
 	make -s -C "$SOURCE" ARCH=x86_64 O="$WORK/uapi" INSTALL_HDR_PATH="$WORK/uapi/usr" \
 		headers_install
