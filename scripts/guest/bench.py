@@ -349,9 +349,10 @@ def ballast(number):
     before: it decides over a few instructions."""
     with contextlib.ExitStack() as stack:
         for _ in range(number):
-            near, far = map(stack.enter_context,
-                            socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
-            near.send(b'wait')
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for end in pair:
+                stack.enter_context(end)
+            pair[0].send(b'wait')
         yield
 
 
