@@ -81,6 +81,11 @@ require_clean_tree() {
 		die "$TREE has uncommitted changes (${changed:3}): commit or discard them first"
 }
 
+require_branch() {
+	[ "$(tree_git symbolic-ref -q HEAD)" = "refs/heads/$BRANCH" ] ||
+		die "branch $BRANCH is not checked out in $TREE: run scripts/apply --base $BASE"
+}
+
 # One checksum over the patches of the base.
 patches_sum() {
 	(cd "$PATCHES" && cat -- *.patch) 2>/dev/null | sha256sum | cut -d' ' -f1
