@@ -250,6 +250,11 @@ REFUSALS = (
     (f'route add local 203.0.113.0/24 via link {MAC} dev eth0',
      'Error: Neighbour override needs a unicast route.'),
     ('route add local 203.0.113.1 nhid 90', 'Error: Neighbour override needs a unicast route.'),
+    (f'nexthop add id 1 via 192.0.2.2 dev eth0 neigh lladdr {MAC}',
+     'Error: Gateway is an address of this host.'),
+    ('route add 203.0.113.0/24 scope host nhid 1',
+     'Error: Route with host scope can not have a neighbour override.',
+     f'nexthop add id 1 dev eth0 neigh src-lladdr {MAC}'),
     # ip itself
     (f'{NEXTHOP} via', 'Command line is not complete.'),
     (f'{NEXTHOP} via inet', 'Command line is not complete.'),
@@ -283,11 +288,11 @@ REFUSALS = (
 )
 
 
-def refusal(line, text):
-    """A check that a line is refused with a text and changes nothing."""
+def refusal(line, text, *lines):
+    """A check that a line, after others, is refused with a text and changes nothing."""
     def test():
-        before = ip('nexthop show'), ip('route show table all')
-        with state():
+        with state(*lines):
+            before = ip('nexthop show'), ip('route show table all')
             status, output, complaint = run(*line.split())
             after = ip('nexthop show'), ip('route show table all')
         if not status:
