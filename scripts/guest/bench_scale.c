@@ -2,7 +2,7 @@
 /*
  * Loads, dumps, looks up and deletes many routes, for scripts/bench.
  *
- * bench_scale KIND NEXTHOPS ROUTES DEVICE
+ * bench_scale KIND NEXTHOPS ROUTES LOOKUPS DEVICE
  *
  * KIND is 'gateway', 'lladdr' or 'via4': nexthop objects that differ in this, and
  * routes to single addresses that share them evenly; 'both': objects that have
@@ -35,7 +35,6 @@
 #define FIRST_GATEWAY 0xc6120002u	/* 198.18.0.2, RFC 2544 */
 #define FIRST_DESTINATION 0x0a000000u	/* 10.0.0.0 */
 #define BATCH 100
-#define LOOKUPS 20000u
 #define LOOKUPS_PER_CHANGE 10
 #define LLADDR_LEN 6
 
@@ -217,11 +216,11 @@ static void look_up(uint32_t number)
 }
 
 /* As nexthops come and go: each change gives two of them each other's way. */
-static void look_up_under_churn(uint32_t nexthops, uint32_t routes)
+static void look_up_under_churn(uint32_t nexthops, uint32_t routes, uint32_t lookups)
 {
 	uint32_t place = 0, changed;
 
-	for (uint32_t i = 0; i < LOOKUPS; i++) {
+	for (uint32_t i = 0; i < lookups; i++) {
 		place = (place + 2654435761u) % routes;
 		look_up(place);
 		if (i % LOOKUPS_PER_CHANGE)
@@ -275,12 +274,12 @@ static void report(const char *what, uint64_t *begin)
 
 int main(int argc, char **argv)
 {
-	uint32_t nexthops, routes;
+	uint32_t nexthops, routes, lookups;
 	long before, between;
 	uint64_t begin;
 
-	if (argc != 5)
-		errx(1, "usage: bench_scale KIND NEXTHOPS ROUTES DEVICE");
+	if (argc != 6)
+		errx(1, "usage: bench_scale KIND NEXTHOPS ROUTES LOOKUPS DEVICE");
 	with_objects = strncmp(argv[1], "route-", 6);
 	if (!with_objects)
 		argv[1] += 6;
@@ -288,8 +287,9 @@ int main(int argc, char **argv)
 	       !strcmp(argv[1], "both") ? BOTH : GATEWAY;
 	nexthops = atoi(argv[2]);
 	routes = atoi(argv[3]);
-	device = if_nametoindex(argv[4]);
-	if (!nexthops || !routes || !device)
+	lookups = atoi(argv[4]);
+	device = if_nametoindex(argv[5]);
+	if (!nexthops || !routes || !lookups || !device)
 		errx(1, "wrong number, or no such device");
 	netlink = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
 	if (netlink < 0)
@@ -321,7 +321,7 @@ int main(int argc, char **argv)
 	}
 	dump(RTM_GETROUTE, routes);
 	report("dump-routes", &begin);
-	look_up_under_churn(nexthops, routes);
+	look_up_under_churn(nexthops, routes, lookups);
 	report("lookup-churn", &begin);
 	for (uint32_t i = 0; i < routes; i++)
 		change_route(RTM_DELROUTE, i, i % nexthops, 0);
