@@ -104,7 +104,7 @@ def cases_of(where):
                GW, VMAC)
     yield case('ecmp', 'ufn', 'plain ECMP group of two',
                (GATEWAY, 'nl nexthop add id 2 via 192.0.2.1 dev {dev}',
-                'nl nexthop add id 3 via 192.0.2.2 dev {dev}', 'ip nexthop add id 1 group 2/3',
+                'nl nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
                 ROUTE, 'leg 192.0.2.1'), 'ecmp')
     if where == 'udp':
         yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
@@ -133,7 +133,7 @@ def cases_of(where):
                VMAC, 0)
     yield case('ecmp-lladdr', 'n', 'ECMP group of two with lladdr',
                ('nl nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
-                'nl nexthop add id 3 via 192.0.2.2 dev {dev} neigh lladdr {gw}',
+                'nl nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
                 'ip nexthop add id 1 group 2/3', ROUTE, 'leg 192.0.2.1'), 'ecmp', MBOX, HOST, 0)
     yield case('fallback-idle', 'n', 'via4 + fallback, not active',
                over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX)
