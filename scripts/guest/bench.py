@@ -58,7 +58,8 @@ OTHER = 'ip neigh add 192.0.2.9 lladdr {mbox} nud permanent dev {dev}'
 NEXTHOP = 'nl nexthop add id 1 via 192.0.2.1 dev {dev}'
 ROUTE = 'ip route add 203.0.113.0/24 nhid 1'
 IPV6 = 'ipv6'
-V6_ENTRY = 'ip -6 neigh add 2001:db8::9 lladdr {mbox} nud permanent dev {dev}'
+GATEWAYS6 = ('2001:db8::9', '2001:db8::1a', '2001:db8::2b', '2001:db8::3c')
+V6_ENTRY = 'ip -6 neigh add {each} lladdr {mbox} nud permanent dev {dev}'
 VLAN = ('device eth0.7 link add link eth0 name eth0.7 type vlan id 7',)
 MACVLAN = ('device mv0 link add link eth0 name mv0 address {vmac} type macvlan mode bridge',)
 
@@ -97,8 +98,8 @@ def cases_of(where):
                (f'ip neigh add {DESTINATION} lladdr {{gw}} nud permanent dev {{dev}}',
                 'ip route add 203.0.113.0/24 dev {dev}'), 'onlink')
     yield case('gateway6', 'ufn', 'via an IPv6 gateway',
-               (IPV6, V6_ENTRY, 'ip route add 203.0.113.0/24 via inet6 2001:db8::9 dev {dev}'),
-               'gateway6', MBOX, HOST, 0)
+               (IPV6, V6_ENTRY, 'ip route add 203.0.113.0/24 via inet6 {each} dev {dev}'),
+               'gateway6', MBOX, HOST, 0, None, GATEWAYS6)
     yield case('vlan', 'ufn', 'plain, VLAN', (*VLAN, *plain), 'vlan')
     yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *plain), 'macvlan',
                GW, VMAC)
@@ -116,8 +117,8 @@ def cases_of(where):
                 'ip route add 203.0.113.0/24 table 9 nhid 9'), short=True)
     yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
                short=True)
-    yield case('via6', 'n', 'via6', over('via inet6 2001:db8::9', V6_ENTRY, (IPV6,)),
-               'gateway-nhid', MBOX, HOST, 0)
+    yield case('via6', 'n', 'via6', over('via inet6 {each}', V6_ENTRY, (IPV6,)),
+               'gateway-nhid', MBOX, HOST, 0, None, GATEWAYS6)
     yield case('lladdr', 'n', 'lladdr (via link)', lladdr(), 'gateway', MBOX, HOST, 0,
                short=True)
     yield case('lladdr-nhid', 'n', 'lladdr (nexthop object)', over('lladdr {mbox}', ''),
