@@ -64,6 +64,9 @@ def summarise(lines):
         if line['round']:
             case['counts'].append(line['count'])
             case['nanoseconds'].append(line['nanoseconds'])
+    # That search is of some cases only: the order is that of the rounds.
+    order = [line['case'] for line in lines if line.get('round')]
+    run['cases'] = {name: run['cases'][name] for name in (*order, *run['cases'])}
     for case in run['cases'].values():
         if case['counts']:
             case['median'] = statistics.median(case['counts'])
