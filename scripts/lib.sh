@@ -244,6 +244,16 @@ check_out() {
 	tree_git -C "$1" checkout -q -f --detach "$2"
 }
 
+# kernel_sum COMMIT WORD...: what a kernel is made of, told by one sum.
+kernel_sum() {
+	{
+		echo "${@:2}"
+		tree_git rev-parse "$1^{tree}"
+		cat "$REPO"/configs/*.config
+		gcc --version
+	} | sha256sum
+}
+
 # The options that fragments ask for, one KEY=VALUE a line, n for "not set";
 # the last fragment has the last word.
 requested() {
