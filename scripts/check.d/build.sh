@@ -2,8 +2,8 @@
 # What the compilers say of each patch: sourced by check.
 
 # NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config,
-# demo.config and check.config, of which OPTIONS (a pattern of names) are left
-# out.
+# demo.config, check.config and check-BASE.config, of which OPTIONS (a pattern of
+# names) are left out.
 VARIANTS=(
 "gcc x86_64 gcc sparse -"
 "clang x86_64 clang - -"
@@ -72,7 +72,11 @@ variant_compiler() {
 
 variant_wanted() {
 	local option
-	cat "$REPO"/configs/{x86_64,demo,check}.config | grep -vE "^$LEFT_OUT="
+	{
+		cat "$REPO"/configs/{x86_64,demo,check}.config
+		# What only kernels of this base have
+		cat "$REPO/configs/check-$BASE.config" 2>/dev/null || true
+	} | grep -vE "^$LEFT_OUT="
 	for option in CONFIG_64BIT CONFIG_IP_NEIGH_OVERRIDE CONFIG_IPV6 CONFIG_IP_ROUTE_MULTIPATH \
 		CONFIG_NET_VRF; do
 		! grep -qxE "$LEFT_OUT" <<<"$option" || echo "# $option is not set"
@@ -131,7 +135,7 @@ variant_objects() {
 				continue ;;&
 		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
 		drivers/net/vrf.c) grep -qx CONFIG_NET_VRF=y "$OUT/.config" || continue ;;
-		drivers/net/ethernet/*) [[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
+		drivers/net/ethernet/*|drivers/infiniband/*|net/smc/*) [[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
 		esac
 		echo "${file%.c}.o"
 	done
