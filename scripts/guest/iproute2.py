@@ -290,7 +290,7 @@ REFUSALS = (
     ('route show via link 02:zz', '"zz" is invalid lladdr.'),
     *((f'route {verb} via link {word}', 'Error: argument '
        f'"{word}" is wrong: "via link" takes an address')
-      for verb in ('show', 'flush', 'save') for word in ('any', 'all', 'default')),
+      for verb in ('show', 'flush') for word in ('any', 'all', 'default')),
 )
 
 
