@@ -191,8 +191,9 @@ def announced(setting, *expected):
               other=65002, hops='direct', channel='import all; export none;') as neighbour, \
          bird(BIRD_LEARN + BIRD_BGP, address='192.0.2.2', peer='192.0.2.9', own=65002,
               other=65009, hops='direct', channel=f'import none; export all; {setting}'):
-        neighbour.learnt()
         for label, address in zip(('via link', 'object', 'plain'), expected):
+            # They come in messages of their own.
+            neighbour.learnt(PREFIX[label])
             found = re.search(r'next_hop: (\S+)',
                               neighbour.ask('show', 'route', str(PREFIX[label]), 'all'))
             yield Row(f'neighbour is told: {label} {setting}'.rstrip(' ;'), address,
