@@ -135,7 +135,8 @@ variant_objects() {
 				continue ;;&
 		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
 		drivers/net/vrf.c) grep -qx CONFIG_NET_VRF=y "$OUT/.config" || continue ;;
-		drivers/net/ethernet/*|drivers/infiniband/*|net/smc/*) [[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
+		drivers/net/ethernet/*|drivers/infiniband/*|net/smc/*)
+			[[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
 		esac
 		echo "${file%.c}.o"
 	done
