@@ -8,6 +8,8 @@ VERB=$(basename "$0")
 DEFAULT_BASE=6.12
 # Every base, newest first.
 ALL_BASES=(7.3 6.12)
+# The same features on 7.3 as a stack of postings.  It will be 'patches/7.3'.
+STACK=7.3-stack
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -31,19 +33,17 @@ usage() {
 select_base() {
 	BASE=$1
 	TREE=$BUILD/linux-$BASE
-	LETTER=$REPO/patches/cover-letter.txt
 	SUBJECT_PREFIX='PATCH net-next'
 	case $BASE in
-	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
+	7.3|7.3-stack) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
 	     LABEL=Debian SUITE=trixie-backports ;;
 	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
 	     LABEL=Debian-Security SUITE=bookworm-security ;;
 	iproute2) PACKAGE=iproute2 VERSION=6.1.0-3
 	     LABEL=Debian SUITE=bookworm
 	     TREE=$BUILD/iproute2
-	     LETTER=$REPO/patches/iproute2/cover-letter.txt
 	     SUBJECT_PREFIX='PATCH iproute2-next' ;;
-	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
+	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]} $STACK)" ;;
 	esac
 	PATCHES=$REPO/patches/$BASE
 	LOGS=$BUILD/log/$BASE
@@ -86,14 +86,41 @@ require_branch() {
 		die "branch $BRANCH is not checked out in $TREE: run scripts/apply --base $BASE"
 }
 
+# The postings of the branch, in order: each ends with branch posting/NAME.  A series
+# without such branches is one posting, '.'.
+postings() {
+	local names
+	names=$(tree_git for-each-ref --format='%(refname:lstrip=3)' refs/heads/posting/)
+	echo "${names:-.}"
+}
+
+posting_end() {
+	[ "$1" = . ] && echo "$BRANCH" || echo "posting/$1"
+}
+
+# The patches in patches/BASE without the cover letters, in order: POSTING/FILE or FILE.
+patch_files() {
+	find "$PATCHES" -maxdepth 2 -name '[0-9]*.patch' ! -name '0000-*' -printf '%P\n' \
+		2>/dev/null | LC_ALL=C sort
+}
+
 # One checksum over the patches of the base.
 patches_sum() {
-	(cd "$PATCHES" && cat -- *.patch) 2>/dev/null | sha256sum | cut -d' ' -f1
+	(cd "$PATCHES" && find . -name '*.patch' | LC_ALL=C sort | xargs sha256sum) |
+		sha256sum | cut -d' ' -f1
+}
+
+# Where the branch and its postings end.
+branch_state() {
+	{
+		tree_git rev-parse "$BRANCH"
+		tree_git for-each-ref --format='%(refname:lstrip=2)=%(objectname)' refs/heads/posting/
+	} | paste -sd' '
 }
 
 # Remember that the branch and patches/ say the same.
 record_series() {
-	tree_git config neigh-override.commit "$(tree_git rev-parse "$BRANCH")"
+	tree_git config neigh-override.commit "$(branch_state)"
 	tree_git config neigh-override.patches "$(patches_sum)"
 }
 
@@ -311,7 +338,7 @@ use_uml_tmpdir() {
 # Byte for byte against the source that the patches were made for, else
 # patch by patch.
 same_patches() {
-	local again=$BUILD/tmp/regen-$BASE patch
+	local again=$BUILD/tmp/regen-$BASE file
 	rm -rf "$again"
 	mkdir -p "$BUILD/tmp"
 	"$REPO/scripts/regen" --base "$BASE" --output "$again"
@@ -324,11 +351,10 @@ same_patches() {
 		echo "byte for byte the same"
 		return 0
 	fi
-	for patch in "$PATCHES"/0*.patch; do
-		[[ $patch != */0000-* ]] || continue
-		[ "$(git patch-id --stable <"$patch" | cut -d' ' -f1)" = \
-		  "$(git patch-id --stable <"$again/$(basename "$patch")" | cut -d' ' -f1)" ] || {
-			echo "$(basename "$patch") comes out as another patch"
+	for file in $(patch_files); do
+		[ "$(git patch-id --stable <"$PATCHES/$file" | cut -d' ' -f1)" = \
+		  "$(git patch-id --stable <"$again/$file" | cut -d' ' -f1)" ] || {
+			echo "$file comes out as another patch"
 			return 1
 		}
 	done
