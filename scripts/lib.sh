@@ -235,6 +235,8 @@ parse_options() {
 	# Not a kernel: what its verb runs knows it as a base.
 	[[ $base != iproute2 || $VERB == @(fetch|apply|regen) ]] ||
 		die "unknown base '$base' (known: ${ALL_BASES[*]})"
+	[[ $base != "$STACK" || $VERB == @(fetch|apply|regen|build|boot|selftest) ]] ||
+		die "$VERB does not know $STACK yet (known: ${ALL_BASES[*]})"
 	select_base "$base"
 }
 
