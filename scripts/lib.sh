@@ -8,8 +8,6 @@ VERB=$(basename "$0")
 DEFAULT_BASE=6.12
 # Every base, newest first.
 ALL_BASES=(7.3 6.12)
-# The same features on 7.3 as a stack of postings.  It will be 'patches/7.3'.
-STACK=7.3-stack
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -35,7 +33,7 @@ select_base() {
 	TREE=$BUILD/linux-$BASE
 	SUBJECT_PREFIX='PATCH net-next'
 	case $BASE in
-	7.3|7.3-stack) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
+	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
 	     LABEL=Debian SUITE=trixie-backports ;;
 	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
 	     LABEL=Debian-Security SUITE=bookworm-security ;;
@@ -43,7 +41,7 @@ select_base() {
 	     LABEL=Debian SUITE=bookworm
 	     TREE=$BUILD/iproute2
 	     SUBJECT_PREFIX='PATCH iproute2-next' ;;
-	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]} $STACK)" ;;
+	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
 	esac
 	PATCHES=$REPO/patches/$BASE
 	LOGS=$BUILD/log/$BASE
@@ -235,8 +233,6 @@ parse_options() {
 	# Not a kernel: what its verb runs knows it as a base.
 	[[ $base != iproute2 || $VERB == @(fetch|apply|regen) ]] ||
 		die "unknown base '$base' (known: ${ALL_BASES[*]})"
-	[[ $base != "$STACK" || $VERB == @(fetch|apply|regen|build|boot|selftest) ]] ||
-		die "$VERB does not know $STACK yet (known: ${ALL_BASES[*]})"
 	select_base "$base"
 }
 

@@ -1,5 +1,16 @@
 # shellcheck shell=bash disable=SC2034,SC2153
-# What the compilers say of each patch: sourced by check.
+# What is compiled: sourced by check.
+
+POSTING_CHECKS=(
+"clang            objects: clang W=1"
+"i386             objects: gcc W=1 for i386"
+"off              objects: without CONFIG_IP_NEIGH_OVERRIDE"
+"no-ipv6          objects: without CONFIG_IPV6"
+"off-no-ipv6      objects: without either"
+"no-multipath     objects: without CONFIG_IP_ROUTE_MULTIPATH"
+"no-vrf           objects: without CONFIG_NET_VRF"
+"kunit            KUnit passes, as soon as the series has tests"
+)
 
 # NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config,
 # demo.config, check.config and check-BASE.config, of which OPTIONS (a pattern of
@@ -18,11 +29,16 @@ VARIANTS=(
 # What a compiler sees of a patch
 COMPILED=('*.[chS]' '*Kconfig*' '*Makefile*' '*Kbuild*' ':!tools' ':!Documentation')
 
+# Does the series compile to the same from here on?
+compiled_as_branch() {
+	tree_git diff --quiet "$COMMIT" "$BRANCH" -- "${COMPILED[@]}"
+}
+
 # Whose warnings are errors, whatever was there before.
 OWN_FILES='^(net/ipv4/(neigh_override|tests/)|include/(net|trace/events|uapi/linux)/neigh_override\.h)'
 
-# Built for every patch that changes a header of theirs, in every configuration.
-CORE=(net/ipv4/{ip_output,route,fib_semantics,nexthop,neigh_override,neigh_override_preserve}.c)
+# Built in every configuration, with the series' own files, when a header of theirs changes.
+CORE=(net/ipv4/{ip_output,route,fib_semantics,nexthop}.c)
 
 # Who includes the headers that the series changes, besides what it changes: where
 # what their inline functions are made of is there or not.
@@ -93,8 +109,8 @@ seed_variant() {
 	grep -rlZF --include='.*' "$first/" "$OUT" | xargs -0r sed -i "s|$first/|$OUT/|g"
 }
 
-# Again for each patch that changes a Kconfig file; before the series, it has
-# no option of its own.
+# Again when a Kconfig file changes.  Before the end of the series, some of its options
+# are not there.
 configure_variant() {
 	local missing
 	seed_variant
@@ -103,23 +119,28 @@ configure_variant() {
 	KCONFIG_CONFIG=$OUT/.config.new variant_make -s \
 		KCONFIG_ALLCONFIG="$OUT/.config.wanted" allnoconfig
 	missing=$(refused "$OUT/.config.wanted" "$OUT/.config.new")
-	[[ $COMMIT == "$LAST_COMPILED" || $COMMIT == "${COMMITS[-1]}" ]] ||
-		missing=$(grep -v '^CONFIG_IP_NEIGH_OVERRIDE' <<<"$missing") || true
+	compiled_as_branch ||
+		missing=$(grep -v '^CONFIG_[A-Z0-9_]*NEIGH_OVERRIDE' <<<"$missing") || true
 	[ -z "$missing" ] || { findings 'the kernel does not take ' <<<"$missing"; return 1; }
 	keep_config "$OUT/.config.new" "$OUT/.config"
 }
 
-# Sources to look at: with gcc all that the series changes, otherwise what the
-# patch changes and CORE.  Before the series and after its last patch that is
-# compiled, everything.
+own_sources() {
+	tree_git ls-tree -r --name-only "$COMMIT" -- net include | grep -E "$OWN_FILES" | grep '\.c$'
+}
+
+# Sources to look at: with gcc all that the series changes, otherwise what changed since
+# the last build, CORE and the series' own.  Before the series and after its last patch
+# that is compiled, everything.
 variant_sources() {
 	local ends=
-	[ "$NUMBER" != before ] && [ "$COMMIT" != "$LAST_COMPILED" ] || ends=1
+	[ "$PATCH" != before ] && ! compiled_as_branch || ends=1
 	if [ -n "$ends" ] || [ "$VARIANT" = gcc ]; then
 		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
 	else
 		touched 'net/*.c' 'drivers/*.c'
 		printf '%s\n' "${CORE[@]}"
+		own_sources
 	fi
 	[[ -z $ends || $INCLUDING != *" $VARIANT "* ]] || printf '%s\n' "${INCLUDERS[@]}"
 }
@@ -197,30 +218,37 @@ forget_unsorted() {
 }
 
 needs_configuration() {
-	[ "$NUMBER" = before ] || [ ! -f "$OUT/.config" ] ||
+	[ "$PATCH" = before ] || [ ! -f "$OUT/.config" ] ||
 		[ -n "$(touched '*Kconfig*')" ]
 }
 
+# build_variant NAME: what changed FROM the commit that it was built at before.
 build_variant() {
 	local objects rebuilt object status=0 log
 	use_variant "$1"
 	variant_compiler
-	[ "$NUMBER" = before ] || [ -n "$(touched "${COMPILED[@]}")" ] || nothing "changes nothing that is compiled"
+	if [ "$PATCH" = before ]; then
+		rm -f "$OUT/built"
+	else
+		FROM=$(cat "$OUT/built")
+		[ -n "$(touched "${COMPILED[@]}")" ] || nothing "changes nothing that is compiled"
+	fi
 	! needs_configuration || configure_variant
 	objects=$(variant_objects)
 	forget_unsorted "$objects"
 	rm -rf "$OUT/before"
 	cp -a "$OUT/remarks" "$OUT/before"
 	touch "$OUT/unsorted"
-	log=$OUT/make-$NUMBER.log
+	log=$OUT/make-${PATCH//\//-}.log
 	# shellcheck disable=SC2086  # one word an object
 	variant_make -k -Otarget -j"$(nproc)" $objects >"$log" 2>&1 || status=$?
 	rebuilt=$(sort_remarks <"$log" | grep -xF "${objects//\//%}") || true
 	rm "$OUT/unsorted"
+	echo "$COMMIT" >"$OUT/built"
 	[ "$status" = 0 ] || grep -E 'error:|\*\*\*|Error [0-9]' "$log" |
 		findings "" || finding "make: status $status, see $log"
 	grep 'specified, but .* is not available' "$log" | findings "" || true
-	[ "$NUMBER" = before ] || for object in $rebuilt; do
+	[ "$PATCH" = before ] || for object in $rebuilt; do
 		compare_remarks "$object"
 	done
 	[ "$VARIANT" != gcc ] || [ "$status" != 0 ] || undefined_symbols "$objects"
@@ -276,6 +304,28 @@ check_no_ipv6() { build_variant no-ipv6; }
 check_off_no_ipv6() { build_variant off-no-ipv6; }
 check_no_multipath() { build_variant no-multipath; }
 check_no_vrf() { build_variant no-vrf; }
+
+# With the tests' own configuration.  What the branch has, scripts/kunit has built already.
+check_kunit() {
+	local out=$WORK/kunit log=$WORK/kunit/run.log summary status=0
+	[ -f "$SOURCE/net/ipv4/tests/.kunitconfig" ] || nothing "has no KUnit tests yet"
+	if compiled_as_branch; then
+		verb kunit
+		return
+	fi
+	use_uml_tmpdir
+	mkdir -p "$out"
+	rm -f "$out/test.log"
+	"$SOURCE/tools/testing/kunit/kunit.py" run --build_dir="$out" --jobs="$(nproc)" \
+		--kunitconfig="$SOURCE/net/ipv4/tests" >"$log" 2>&1 || status=$?
+	summary=$(sed -n 's/^.*Testing complete\. //p' "$log" | tail -n 1)
+	[[ $status = 0 && $summary =~ passed:\ [1-9] ]] ||
+		finding "${summary:-$(tail -n 1 "$log")}, see $log"
+	[ -f "$out/test.log" ] || finding "no kernel log"
+	! splats "$out/test.log" || finding "see $out/test.log"
+	tree_git -C "$SOURCE" status --porcelain -uno | findings "leaves changes: " || true
+	echo "${summary:-did not run}"
+}
 
 # object_of COMMIT VARIANT OBJECT [debug]: build it there, and print where the
 # copy is, or one with debugging information.

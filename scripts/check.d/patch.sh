@@ -16,19 +16,13 @@ PATCH_CHECKS=(
 "pylint           pylint on what is touched"
 "yamllint         yamllint on what is touched"
 "gcc              objects: gcc W=1 C=1; calls that nothing defines"
-"clang            objects: clang W=1"
-"i386             objects: gcc W=1 for i386"
-"off              objects: without CONFIG_IP_NEIGH_OVERRIDE"
-"no-ipv6          objects: without CONFIG_IPV6"
-"off-no-ipv6      objects: without either"
-"no-multipath     objects: without CONFIG_IP_ROUTE_MULTIPATH"
-"no-vrf           objects: without CONFIG_NET_VRF"
 )
 
-# touched PATTERN...: the files that the patch adds or changes; added: adds.
+# touched PATTERN...: the files that the patch adds or changes, or all since FROM;
+# added: adds.
 touched() {
-	tree_git diff-tree -r --no-commit-id --name-only --no-renames --diff-filter=AM \
-		"$COMMIT" -- "$@"
+	tree_git diff-tree -r --name-only --no-renames --diff-filter=AM \
+		"${FROM:-$COMMIT^}" "$COMMIT" -- "$@"
 }
 
 added() {
@@ -90,8 +84,8 @@ dirname_of_each() {
 
 check_apply() {
 	local file tree
-	file=$(compgen -G "$PATCHES/$NUMBER-*.patch") || {
-		finding "there is no patches/$BASE/$NUMBER-*.patch: run scripts/regen --base $BASE"
+	file=$(compgen -G "$PATCHES/$PATCH-*.patch") || {
+		finding "there is no patches/$BASE/$PATCH-*.patch: run scripts/regen --base $BASE"
 		return
 	}
 	rm -rf "$WORK/objects" "$WORK/index"
@@ -104,7 +98,7 @@ check_apply() {
 	tree_git apply --cached --whitespace=error-all "$file" 2>&1 | findings "" || true
 	tree=$(tree_git write-tree)
 	[ "$tree" = "$(tree_git rev-parse "$COMMIT^{tree}")" ] ||
-		finding "${file#"$REPO/"} makes another tree than commit $NUMBER of the branch"
+		finding "${file#"$REPO/"} makes another tree than commit ${COMMIT:0:12} of the branch"
 	echo "${file##*/}"
 }
 
@@ -151,9 +145,10 @@ check_checkpatch() {
 	want codespell:codespell '/usr/lib/python3/dist-packages/ply/lex.py:python3-ply' \
 		'/usr/lib/python3/dist-packages/git/__init__.py:python3-git'
 	dictionary=$(codespell_dictionary) || skip "codespell has no dictionary"
+	tree_git format-patch -q -1 --no-signature --stdout "$COMMIT" >"$WORK/checked.patch"
 	(cd "$SOURCE" && /usr/bin/env PATH="/usr/bin:$PATH" scripts/checkpatch.pl --strict --codespell --codespellfile "$dictionary" \
 		--max-line-length=80 --no-signoff --show-types --terse --showfile --color=never \
-		"$WORK/$NUMBER.patch") >"$WORK/checkpatch" 2>"$WORK/checkpatch.err" || status=$?
+		"$WORK/checked.patch") >"$WORK/checkpatch" 2>"$WORK/checkpatch.err" || status=$?
 	cat "$WORK/checkpatch" "$WORK/checkpatch.err"
 	findings "checkpatch.pl: " <"$WORK/checkpatch.err"
 	[[ $status = 0 && ! -s $WORK/checkpatch ]] ||

@@ -3,7 +3,9 @@
 
 SERIES_CHECKS=(
 "exceptions       each line of scripts/check.d/exceptions is still needed"
-"cover-letter     cover letter, at most 15 patches, base and tree named"
+"cover-letter     each posting has a cover letter; base and tree are named"
+"size             limits of patches a posting and of added lines of code, without tests
+                   and documents: a patch, the stack without repairs"
 "b4               'b4 am' and 'b4 shazam' take it from a mailbox and make the branch"
 "machine-code     ip_finish_output2(): without the option that of the base, with it a NOP more"
 "sizes            struct rtable, struct fib_nh_common: growth and place (pahole)"
@@ -13,10 +15,12 @@ SERIES_CHECKS=(
 "coccinelle       the kernel's semantic patches, on the series' own files"
 "sparse           is there a sparse that takes this kernel?  'gcc' runs it"
 "smatch           smatch on the series' own files"
-"kunit            KUnit passes at every prefix from the patch on that adds it"
 )
 
-OVERRIDE_HEADER=include/uapi/linux/neigh_override.h
+POSTING_PATCHES=12
+# About 200
+PATCH_LINES=215
+declare -A STACK_LINES=([3-policy]=2250 [4-fast]=2500)
 
 # A check that did not see every patch cannot tell.
 check_exceptions() {
@@ -31,33 +35,66 @@ check_exceptions() {
 }
 
 check_cover_letter() {
-	local letter=$PATCHES/0000-cover-letter.patch count=${#COMMITS[@]} file large=0 lines commit
-	[ -s "$letter" ] || { finding "there is no patches/$BASE/0000-cover-letter.patch"; return; }
-	[ "$count" -le 15 ] || finding "$count patches, netdev takes 15"
-	grep -qE "^Subject: \[PATCH net-next 0*0/$count\] [^ ]" "$letter" ||
-		finding "subject: $(grep -m1 '^Subject:' "$letter")"
-	[ "$(sed -n 's/^base-commit: //p' "$letter")" = "$(tree_git rev-parse base)" ] ||
-		finding "base-commit is not that of the tree"
-	! grep -qF '*** ' "$letter" || finding "a placeholder of git's is left: $(grep -F '*** ' "$letter")"
-	grep -qE "^ [0-9]+ files changed" "$letter" || finding "no diffstat"
-	for file in "$PATCHES"/0*.patch; do
-		grep -qE "^Subject: \[PATCH net-next [0-9]+/$count\]" "$file" ||
-			finding "${file##*/}: $(grep -m1 '^Subject:' "$file")"
+	local posting folder letter count prefix base file
+	base=$(tree_git rev-parse base)
+	for posting in "${POSTINGS[@]}"; do
+		folder=$PATCHES/$posting letter=$PATCHES/$posting/0000-cover-letter.patch
+		[ -s "$letter" ] || { finding "$posting has no cover letter"; continue; }
+		count=$(grep -c "^$posting/" <<<"$(printf '%s\n' "${LABELS[@]}")")
+		prefix='PATCH net-next'
+		[[ $posting != 0-* ]] || prefix=PATCH
+		grep -qE "^Subject: \[$prefix 0*0/$count\] [^ ]" "$letter" ||
+			finding "$posting: $(grep -m1 '^Subject:' "$letter")"
+		[ "$(sed -n 's/^base-commit: //p' "$letter")" = "$base" ] ||
+			finding "$posting: base-commit is not '$base'"
+		base=
+		! grep -F '*** ' "$letter" || finding "$posting: a placeholder of git's is left"
+		grep -qE "^ [0-9]+ files? changed" "$letter" || finding "$posting: no diffstat"
+		for file in "$folder"/0*.patch; do
+			grep -qE "^Subject: \[PATCH( [a-z]+(-next)?)? [0-9]+/$count\]" "$file" ||
+				finding "${file#"$PATCHES/"}: $(grep -m1 '^Subject:' "$file")"
+		done
 	done
-	for commit in "${COMMITS[@]}"; do
-		lines=$(tree_git diff-tree --no-commit-id --numstat -r "$commit" |
-			awk '{ lines += $1 + $2 } END { print lines }')
-		[ "$lines" -lt 150 ] || large=$((large + 1))
-	done
-	echo "$count patches, $((count - large)) of them under 150 lines"
+	echo "${#POSTINGS[@]} cover letters"
 }
 
-# The patches as a mailbox: the letters get the ids that a mailer gives them, and
+# added_code BEFORE AFTER: lines of code, without tests, documents and specs.
+added_code() {
+	tree_git diff --no-color "$1" "$2" -- '*.[ch]' ':!*/tests/*' ':!tools/testing' \
+		':!Documentation' |
+		grep -vE '^\+\+\+ |EXPORT_SYMBOL_IF_KUNIT|kunit/visibility' | grep -c '^+' || true
+}
+
+check_size() {
+	local index posting end lines before=base said=""
+	local -A patches
+	for index in "${!COMMITS[@]}"; do
+		posting=${LABELS[index]%/*}
+		lines=$(added_code "${COMMITS[index]}^" "${COMMITS[index]}")
+		[ "$lines" -le "$PATCH_LINES" ] ||
+			finding "${LABELS[index]} adds $lines lines of code, more than $PATCH_LINES"
+		patches[$posting]=$((${patches[$posting]:-0} + 1))
+	done
+	for posting in "${POSTINGS[@]}"; do
+		[ "${patches[$posting]}" -le "$POSTING_PATCHES" ] ||
+			finding "$posting has ${patches[$posting]} patches, more than $POSTING_PATCHES"
+		end=$(posting_end "$posting")
+		said+="$posting ${patches[$posting]} patches, $(added_code "$before" "$end") lines; "
+		before=$end
+		[ -n "${STACK_LINES[$posting]:-}" ] || continue
+		lines=$(added_code posting/0-repairs "$end")
+		[ "$lines" -le "${STACK_LINES[$posting]}" ] ||
+			finding "1-link to $posting add $lines lines of code, more than ${STACK_LINES[$posting]}"
+	done
+	echo "${said}all: ${#COMMITS[@]} patches, $(added_code posting/0-repairs "$BRANCH") lines of code but for 0-repairs"
+}
+
+# mailbox POSTING: its patches as a mailbox: the letters get the ids that a mailer gives them, and
 # each header in one line: the b4 of Debian 12 breaks off at one that is folded.
 # It folds a From of more than 78 columns itself, hence the short one.
 mailbox() {
 	local file number=0
-	for file in "$PATCHES"/0*.patch; do
+	for file in "$PATCHES/$1"/0*.patch; do
 		echo "From mboxrd@z Thu Jan  1 00:00:00 1970"
 		echo "Message-Id: <$number.check@example.org>"
 		[ "$number" = 0 ] || printf '%s: <0.check@example.org>\n' In-Reply-To References
@@ -97,26 +134,33 @@ same_tree() {
 		finding "$2 makes $(tree_git -C "$1" rev-list --count base..HEAD) commits"
 }
 
+# take_by_am TREE FOLDER POSTING, take_by_shazam TREE FOLDER: from the mailbox there.
+take_by_am() {
+	(cd "$1" && lonely_b4 am --no-cache -m "$2/mailbox" -o "$2" -n "$3" 0.check@example.org)
+	GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@example.org \
+		tree_git -C "$1" -c commit.gpgSign=false am -q --no-3way "$2/$3.mbx"
+}
+
+take_by_shazam() {
+	(cd "$1" && lonely_b4 shazam --no-cache -m "$2/mailbox" 0.check@example.org)
+}
+
 check_b4() {
-	local tree=$WORK/b4-tree series
+	local tree=$WORK/b4-tree out=$WORK/b4-out posting way
 	want b4:b4
-	rm -rf "$WORK/b4-home" "$WORK/b4-out"
-	mkdir -p "$WORK/b4-home" "$WORK/b4-out"
+	rm -rf "$WORK/b4-home" "$out"
+	mkdir -p "$WORK/b4-home" "$out"
 	printf '[user]\n\tname = check\n\temail = check@example.org\n[safe]\n\tdirectory = *\n' \
 		>"$WORK/b4-home/gitconfig"
-	mailbox >"$WORK/b4-out/mailbox"
-	empty_work_tree "$tree"
-	(cd "$tree" && lonely_b4 am --no-cache -m "$WORK/b4-out/mailbox" -o "$WORK/b4-out" \
-		-n series 0.check@example.org)
-	series=$WORK/b4-out/series.mbx
-	[ -s "$series" ] || { finding "b4 am wrote no $series"; return; }
-	grep -q 'base-commit' "$WORK/b4-out/series.cover" || finding "b4 am lost the base"
-	GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@example.org \
-		tree_git -C "$tree" -c commit.gpgSign=false am -q --no-3way "$series"
-	same_tree "$tree" "b4 am"
-	empty_work_tree "$tree"
-	(cd "$tree" && lonely_b4 shazam --no-cache -m "$WORK/b4-out/mailbox" 0.check@example.org)
-	same_tree "$tree" "b4 shazam"
+	for way in am shazam; do
+		empty_work_tree "$tree"
+		for posting in "${POSTINGS[@]}"; do
+			mailbox "$posting" >"$out/mailbox"
+			"take_by_$way" "$tree" "$out" "$posting"
+		done
+		same_tree "$tree" "b4 $way"
+	done
+	grep -q 'base-commit' "$out/${POSTINGS[0]}.cover" || finding "b4 am lost the base"
 	tree_git worktree remove --force --force "$tree"
 	echo "am and shazam: ${#COMMITS[@]} patches, the tree of the branch ($(b4 --version))"
 }
@@ -247,10 +291,6 @@ check_docs() {
 	echo "$folders: $(grep -cE 'WARNING|ERROR' "$log") remarks, none about the series' files"
 }
 
-own_sources() {
-	tree_git ls-tree -r --name-only "$COMMIT" | grep -E "$OWN_FILES" | grep '\.c$'
-}
-
 check_coccinelle() {
 	local cocci options ran=0 slow=0 said="" status files
 	want spatch:coccinelle
@@ -285,70 +325,4 @@ check_smatch() {
 	variant_make C=2 CHECK="smatch -p=kernel" $objects 2>&1 |
 		grep -E "(warn|error):" | findings "" || true
 	echo "$(wc -w <<<"$objects") objects"
-}
-
-# A Kconfig file without its help texts.
-without_help() {
-	awk '/^[^ \t]/ { help = 0 } $1 == "help" { help = 1 } !help'
-}
-
-# What is compiled, told by one sum: patches that leave it alone need no run.
-compiled_state() {
-	{
-		tree_git ls-tree -r "$1" |
-			grep -vE '	(Documentation|tools|MAINTAINERS|samples|net/ipv4/Kconfig$)'
-		tree_git show "$1:net/ipv4/Kconfig" | without_help
-	} | sha256sum
-}
-
-kunit_at() {
-	local summary out=$WORK/kunit log=$WORK/kunit/run-$1.log status=0
-	check_out "$SOURCE" "${COMMITS[$1 - 1]}"
-	mkdir -p "$out"
-	rm -f "$out/test.log"
-	"$SOURCE/tools/testing/kunit/kunit.py" run --build_dir="$out" --jobs="$(nproc)" \
-		--kunitconfig="$REPO/kunit/neigh_override.kunitconfig" >"$log" 2>&1 </dev/null || status=$?
-	summary=$(sed -n 's/^.*Testing complete\. //p' "$log" | tail -n 1)
-	echo "patch $1: ${summary:-did not run, see $log}"
-	[[ $status = 0 && $summary =~ passed:\ [1-9] ]] ||
-		finding "patch $1: ${summary:-$(tail -n 1 "$log")}"
-	[ -f "$out/test.log" ] || finding "patch $1: no kernel log"
-	! splats "$out/test.log" || finding "patch $1: see $out/test.log"
-	tree_git -C "$SOURCE" status --porcelain -uno | findings "patch $1 leaves changes: " || true
-}
-
-# The same is compiled as for the branch: scripts/kunit has it built already.
-kunit_at_end() {
-	local log=$WORK/kunit-end.log
-	"$REPO/scripts/kunit" --base "$BASE" >"$log" 2>&1 </dev/null ||
-		finding "patch $1: $(tail -n 1 "$log")"
-	echo "patch $1: $(tail -n 1 "$log")"
-}
-
-check_kunit() {
-	local number state last="" end ran=() same=()
-	end=$(compiled_state "$BRANCH")
-	use_uml_tmpdir
-	for number in $(seq 1 ${#COMMITS[@]}); do
-		tree_git cat-file -e "${COMMITS[number - 1]}:net/ipv4/tests/.kunitconfig" 2>/dev/null ||
-			continue
-		state=$(compiled_state "${COMMITS[number - 1]}")
-		if [[ -n $differing && $state != "$end" ]]; then
-			continue
-		elif [ "$state" = "$last" ]; then
-			same+=("$number")
-		else
-			if [ "$state" = "$end" ]; then
-				kunit_at_end "$number"
-			else
-				kunit_at "$number"
-			fi
-			ran+=("$number")
-		fi
-		last=$state
-	done
-	check_out "$SOURCE" "$COMMIT"
-	[ ${#ran[@]} -gt 0 ] || finding "no patch adds KUnit tests"
-	echo "passed at patch ${ran[*]}${differing:+ (others left out)}$([ ${#same[@]} = 0 ] ||
-		echo "; ${same[*]}: compiles the same as the one before")"
 }

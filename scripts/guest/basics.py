@@ -1,16 +1,31 @@
 """Every kind of override, one at a time, and what changes it."""
 
+import contextlib
 import itertools
 import os
 import socket
 import struct
+import subprocess
 
 import netlink
-from lab import (GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override, add_route_here,
-                 allowed_redirects, expect, expect_spread, forget, inside, ip, ip_batch,
-                 netlink_here, nft, nl)
+from lab import (GW, HOST, MBOX, PORT, VMAC, Row, add_override, add_route_here, allowed_redirects,
+                 expect, expect_spread, forget, inside, ip, ip_batch, netlink_here, nft, nl,
+                 refusal)
 
 RTA_VIA = 18    # <linux/rtnetlink.h>
+VIP = '192.0.2.7'   # of the virtual router
+
+
+def write(path, value):
+    """Write a file of the kernel's."""
+    with open(path, 'w', encoding='ascii') as file:
+        file.write(f'{value}')
+
+
+def ip_in(name, line):
+    """Run a line of 'ip' in a namespace; return what it prints."""
+    command = ['ip', *(['-n', name] if name else []), *line.split()]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout
 
 
 def plain(wire, prefix):
@@ -21,6 +36,8 @@ def plain(wire, prefix):
 
 def via_link(wire, prefix):
     """route via link"""
+    yield Row(': to itself', "Link-layer address is the device's own",
+              refusal('host', f'route add {prefix} via link {HOST} dev eth0'), None)
     ip(f'route add {prefix} via link {MBOX} dev eth0')
     yield expect(wire.send(prefix[1]), MBOX)
 
@@ -70,6 +87,32 @@ def waited(wire, prefix):
     if not frame.problem and (arp[:1], arp[-1:]) != (['request'], ['reply']):
         frame = frame._replace(problem=f'no ARP exchange before it, but {frame.arp}')
     yield expect(frame, MBOX, VMAC)
+
+
+def announced(wire, prefix):
+    """own source"""
+    add_override(prefix, 15, f'src-lladdr {VMAC}')
+    ip(f'address add {VIP}/32 dev eth0')
+    for announce in 0, 1:
+        forget('192.0.2.1')
+        ip_batch('gw', f'neigh replace {VIP} lladdr {VMAC} nud reachable dev eth0')
+        with inside('host'):
+            write('/proc/sys/net/ipv4/conf/eth0/arp_announce', announce)
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.bind((VIP, 0))
+            sock.connect((str(prefix[1]), PORT))
+            yield expect(wire.send_on(sock), GW, VMAC, f', arp_announce {announce}')
+        asked = {f'{socket.inet_ntoa(data[28:32])} at {data[22:28].hex(":")}'
+                 for what, data, from_host in wire.passed
+                 if from_host and what == ('ARP', 'request', '192.0.2.1')}
+        known = ip_in('gw', f'neigh show {VIP} dev eth0').split()
+        yield Row(f', announced {announce}', f'192.0.2.2 at {HOST}; gw knows {VIP} at {VMAC}',
+                  f'{", ".join(sorted(asked))}; gw knows {known[0]} at {known[2]}', None)
+    with inside('host'):
+        write('/proc/sys/net/ipv4/conf/eth0/arp_announce', 0)
+    ip(f'address delete {VIP}/32 dev eth0')
+    ip_batch('gw', f'neigh delete {VIP} dev eth0')
 
 
 def group(wire, prefix):
@@ -125,7 +168,8 @@ def redirect_sent(wire, prefix):
     """redirect by mbox"""
     ip(f'route add {prefix} via 192.0.2.9')
     ip_batch('mbox', f'route add {prefix} via 192.0.2.1 dev eth0')
-    for note, route in ((': plain', 'via 192.0.2.1'), (': override', f'via link {GW}')):
+    # A redirect now would keep the next one back: their rate is limited.
+    for note, route in ((': override', f'via link {GW}'), (': plain', 'via 192.0.2.1')):
         ip_batch('mbox', f'route replace {prefix} {route} dev eth0')
         with allowed_redirects('mbox', 'send_redirects'):
             frame = wire.send(prefix[1])
@@ -160,8 +204,7 @@ def bridge_dnat(wire, prefix):
     rules = (f'table ip nat {{ chain pre {{ type nat hook prerouting priority -100; '
              f'ip daddr {prefix[1]} udp dport {PORT} dnat to {prefix[2]}; }}; }}')
     with inside('lan'):
-        with open('/proc/sys/net/bridge/bridge-nf-call-iptables', 'w', encoding='ascii') as file:
-            file.write('1')
+        write('/proc/sys/net/bridge/bridge-nf-call-iptables', 1)
         nft(rules)
     behind = 'mbox', prefix[2]
     yield expect(wire.send(prefix[1], behind=behind), MBOX, HOST)
@@ -211,25 +254,35 @@ def netlink_get(_, prefix):
 
 def refused_by_hardware(_, prefix):
     """netdevsim"""
-    # It programs the routes of the namespace that it is made in.
-    with open('/sys/bus/netdevsim/new_device', 'w', encoding='ascii') as file:
-        file.write('1 1')
-    device, = os.listdir('/sys/bus/netdevsim/devices/netdevsim1/net')
-    ip_batch(None, f'address add 192.0.2.2/24 dev {device}', f'link set {device} up')
-    expected = 'netdevsim: Neighbour overrides are not supported'
-    for note, command, line in (
-            (' route', ip_batch, f'route add {prefix} via link {MBOX} dev {device}'),
-            (' nexthop', netlink_here, f'nexthop add id 15 dev {device} neigh lladdr {MBOX}')):
-        try:
-            seen = command(None, line) or 'not refused'
-        except (Failure, netlink.KernelError) as error:
-            seen = str(error)
-        yield Row(note, expected, expected if expected in seen else seen, None)
-    with open('/sys/bus/netdevsim/del_device', 'w', encoding='ascii') as file:
-        file.write('1')
+    # It programs the routes of the namespace that it is made in: here also others'.
+    ip_batch(None, 'link add other0 type veth peer name other1', 'link set other1 up',
+             'link set other0 up')
+    netlink_here(None, f'nexthop add id 15 dev other0 neigh lladdr {MBOX}')
+    routes = f'{prefix[0]} nhid 15', f'{prefix[1]} via link {MBOX} dev other0'
+    ip_batch(None, *(f'route add {route}' for route in routes))
+    ports = '/sys/bus/netdevsim/devices/netdevsim1/net'
+    try:
+        write('/sys/bus/netdevsim/new_device', '1 1')
+        yield Row(' beside others', 'made', 'made' if os.path.exists(ports) else 'not made', None)
+        done = subprocess.run(['devlink', 'dev', 'reload', 'netdevsim/netdevsim1'], text=True,
+                              capture_output=True, check=False)
+        yield Row(' reloaded', 'reloaded', done.stderr.strip() or 'reloaded', None)
+        device, = os.listdir(ports)
+        ip_batch(None, f'address add 192.0.2.2/24 dev {device}', f'link set {device} up')
+        for name, note, expected in (
+                (device, '', 'netdevsim: Neighbour overrides are not supported'),
+                ('other0', ', other', 'not refused')):
+            yield Row(f' route{note}', expected,
+                      refusal(None, f'route add {prefix[2]} via link {MBOX} dev {name}'), None)
+            yield Row(f' nexthop{note}', expected,
+                      refusal(None, f'nexthop add id 16 dev {name} neigh lladdr {MBOX}'), None)
+    finally:
+        with contextlib.suppress(OSError):
+            write('/sys/bus/netdevsim/del_device', '1')
+        ip_batch(None, 'link delete other0')
 
 
 CASES = (plain, via_link, multipath, neigh_via, neigh_via6, neigh_lladdr, neigh_source,
-         neigh_both, waited, group, dead_gateway, dead_default, replaced, deleted,
+         neigh_both, waited, announced, group, dead_gateway, dead_default, replaced, deleted,
          redirect_sent, redirect_received, bridge_dnat, route_get, via_twice,
          netlink_get, refused_by_hardware)

@@ -9,8 +9,8 @@ import socket
 import struct
 import sys
 
-from lab import (GW, HOST, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, expect, inside, ip,
-                 ip_batch, netlink_here, nl)
+from lab import (GW, HOST, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, expect, forget,
+                 inside, ip, ip_batch, netlink_here, nl)
 
 # <linux/bpf.h>
 BPF_PROG_LOAD, BPF_PROG_TEST_RUN, BPF_LINK_CREATE = 5, 10, 28
@@ -145,6 +145,16 @@ def neighbour_redirector(address, ifindex, nexthop=None):
     return (only_to(address) + clear(NEXTHOP, REDIR_NEIGH_SIZE) +
             store_word(NEXTHOP, socket.AF_INET) + store_word(NEXTHOP + 4, number(nexthop)) +
             call(REDIRECT_NEIGH, ifindex, NEXTHOP, REDIR_NEIGH_SIZE, 0) + leave())
+
+
+def diverter(address, ifindex, nexthop):
+    """Sends packets to an address that leave for mbox to another neighbour."""
+    # Those that it has sent itself come by again.
+    mbox = int.from_bytes(bytes.fromhex(MBOX.replace(':', ''))[2:], sys.byteorder, signed=True)
+    for_mbox = (call(LOAD_BYTES, CONTEXT, 2, PARAMS, 4) + load(0, STACK, PARAMS) +
+                unless(mbox, leave(TC_ACT_UNSPEC)))
+    start = only_to(address)
+    return start + for_mbox + neighbour_redirector(address, ifindex, nexthop)[len(start):]
 
 
 # --- running them ---
@@ -360,7 +370,7 @@ def fib_redirect(wire, prefix):
     for note, gateway, neigh, dst, src in (
             ('plain', '192.0.2.1', '', GW, MBOX),
             ('via', NOBODY, 'neigh via 192.0.2.1', GW, MBOX),
-            ('preserve', '192.0.2.1', 'neigh preserve strict', GW, HOST),
+            ('preserve', '192.0.2.1', 'neigh preserve strict', GW, MBOX),
             ('lladdr', NOBODY, f'neigh lladdr {GW}', GW, MBOX),
             ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', GW, VMAC)):
         with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
@@ -375,7 +385,8 @@ def redirect_neigh(wire, prefix):
             ('via', NOBODY, 'neigh via 192.0.2.1', MBOX),
             ('via inet6', NOBODY, 'neigh via inet6 2001:db8::1', MBOX),
             ('lladdr', NOBODY, f'neigh lladdr {GW}', MBOX),
-            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC)):
+            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC),
+            ('preserve', '192.0.2.1', 'neigh preserve strict', MBOX)):
         with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
                 attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1]):
             yield expect(relayed(wire, prefix[1]), GW, src, f': {note}')
@@ -405,6 +416,18 @@ def redirect_neigh_egress(wire, prefix):
     ip('link delete bpf0')
 
 
+def redirect_neigh_queued(wire, prefix):
+    """BPF on eth0"""
+    know_neighbours()
+    add_override(prefix, 327, f'lladdr {MBOX} src-lladdr {VMAC}')
+    with attached('host', 'eth0', TCX_EGRESS, diverter, prefix[1], '192.0.2.1'):
+        yield expect(wire.send(prefix[1]), GW, HOST, ': to gw')
+        # The packet waits, with a route that has an override.
+        forget('192.0.2.1')
+        yield expect(wire.send(prefix[1]), GW, HOST, ': to gw, waited')
+        yield expect(wire.send(prefix[2]), MBOX, VMAC, ': others')
+
+
 CASES = (fib_lookup, fib_lookup_addresses, fib_lookup_preserve, fib_lookup_fallback,
          fib_lookup_flags, fib_redirect, redirect_neigh, redirect_neigh_explicit,
-         redirect_neigh_egress)
+         redirect_neigh_egress, redirect_neigh_queued)

@@ -23,6 +23,7 @@ import sys
 import time
 
 import netlink
+from consumers import another_host, connect_node
 from lab import (DEADLINE, GW, HOST, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire, add_override,
                  expect, forget, inside, ip, ip_batch, nl, set_up)
 
@@ -42,11 +43,13 @@ LATE, BUSY = 9 / 8, 0.25
 
 TRACING = '/sys/kernel/tracing'
 OVERRIDES, DROPS = 'neigh_override/neigh_override', 'skb/kfree_skb'
-CHOICE = re.compile(r'neigh_override: dev (\S+) saddr (\S+) daddr (\S+) gw (\S+) nh (\S+) '
+CHOICE = re.compile(r'neigh_override: dev (\S+) saddr (\S+) daddr (\S+) nh (\S+) '
                     r'lladdr (\S+) \((\S+)\) src-lladdr (\S+) \((\S+)\)(| dropped)$')
 NO_ADDRESS, NO_LLADDR = '0.0.0.0', '00:00:00:00:00:00'
+# What the other counters are when nothing special happens
+NOTHING_ELSE = 'fallback 0 unknown 0 failed 0 forwarded 0'
 
-Choice = collections.namedtuple('Choice', 'dev saddr daddr gw nh lladdr why src src_why dropped')
+Choice = collections.namedtuple('Choice', 'dev saddr daddr nh lladdr why src src_why dropped')
 
 
 def know(*addresses, state='reachable'):
@@ -86,15 +89,15 @@ def sent_until(wire, address, dst):
             return frame
 
 
-def send_as(wire, source, address):
-    """Send a datagram with a source of others; return its Frame."""
-    with foreign(source, address) as sock:
+def send_as(wire, source, address, name='host'):
+    """Send a datagram with a source of others; return its Frame on host's cable."""
+    with foreign(source, address, name) as sock:
         return wire.send_on(sock)
 
 
-def foreign(source, address):
-    """A connected socket on host with a source of others."""
-    with inside('host'):
+def foreign(source, address, name='host'):
+    """A connected socket with a source of others."""
+    with inside(name):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
     sock.bind((source, 0))
@@ -435,7 +438,7 @@ def counters(wire, prefix):
         with wire.flow(address) as sock:
             on_wire = send_counted(wire, sock, 20, 100)
         expected = f'packets 20 bytes {20 * (IP_UDP_HEADERS + 100)}'
-        yield Row(note, f'{expected} fallback 0 unknown 0 failed 0', stats(number),
+        yield Row(note, f'{expected} {NOTHING_ELSE}', stats(number),
                   None if on_wire == expected else f'on the wire: {on_wire}')
     with wire.flow(prefix[0]) as sock:
         # The UDP header is in the first of the fragments.
@@ -446,7 +449,7 @@ def counters(wire, prefix):
     nl(f'nexthop replace id 380 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC} counters')
     with wire.flow(prefix[0]) as sock:
         send_counted(wire, sock, 1, 50)
-    yield Row(': replaced', 'packets 1 bytes 78 fallback 0 unknown 0 failed 0', stats(380), None)
+    yield Row(': replaced', f'packets 1 bytes 78 {NOTHING_ELSE}', stats(380), None)
 
 
 def notification(events):
@@ -474,7 +477,7 @@ def counters_shown(wire, prefix):
             send_counted(wire, sock, 1, 50)
     add_override(prefix[1], 384, f'lladdr {MBOX}')
     wire.send(prefix[1])
-    counts = 'counters stats packets 1 bytes 78 fallback 0 unknown 0 failed 0'
+    counts = f'counters stats packets 1 bytes 78 {NOTHING_ELSE}'
     dump = {line.split()[1]: line for line in nl('nexthop show stats').splitlines()}
     for note, expected, line in (
             (': no flag, stats', 'nothing', nl('nexthop show id 384 stats')),
@@ -487,6 +490,11 @@ def counters_shown(wire, prefix):
             (': replaced, notified', 'counters', replaced)):
         _, shown, rest = line.partition(f' neigh lladdr {MBOX}')
         yield Row(note, expected, rest.strip() or 'nothing' if shown else line, None)
+    # Nothing but an address: RTA_VIA says it all.
+    nl(f'nexthop add id 400 dev eth0 neigh lladdr {MBOX} counters')
+    ip(f'route add {prefix[3]} nhid 400')
+    yield Row(': no gateway', f'{prefix[3]} via link {MBOX} dev eth0', nl(f'route get {prefix[3]}'),
+              None)
 
 
 def counters_group(wire, prefix):
@@ -533,8 +541,9 @@ def counters_owner(wire, prefix):
             seen = [len(send_in_vain(wire, source, prefix[1]))
                     for source in ('192.0.2.2', '192.0.2.9', NOBODY, NOBODY)]
         ip(f'route del {prefix[1]}')
-        yield Row(note, f'packets 4 bytes {4 * size} fallback 0 unknown 2 failed {failed}',
-                  stats(number), None if sum(seen) == 4 - failed else f'on the wire: {seen}')
+        expected = f'fallback 0 unknown 2 failed {failed} forwarded 0'
+        yield Row(note, f'packets 4 bytes {4 * size} {expected}', stats(number),
+                  None if sum(seen) == 4 - failed else f'on the wire: {seen}')
 
 
 @contextlib.contextmanager
@@ -566,16 +575,55 @@ def preserve_mark(wire, prefix):
             yield expect(wire.send_on(sock), GW, HOST, ': preserve, no mark')
 
 
+def preserve_link(wire, prefix):
+    """owner by route"""
+    owner = '198.51.100.89'
+    know('192.0.2.1', '192.0.2.9', '2001:db8::9')
+    add_override(prefix[1], 397, 'preserve')
+    nl('nexthop add id 398 dev eth0')
+    for note, route, neigh in ((': via link', f'via link {MBOX} dev eth0', None),
+                               (': lladdr', 'nhid 398', f'lladdr {MBOX} src-lladdr {VMAC}'),
+                               (': via', 'nhid 398', 'via 192.0.2.9'),
+                               (': via inet6', 'nhid 398', 'via inet6 2001:db8::9')):
+        if neigh:
+            nl(f'nexthop replace id 398 via 192.0.2.1 dev eth0 neigh {neigh}')
+        ip(f'route replace {owner} {route}')
+        with ignored_sources():
+            yield expect(send_as(wire, owner, prefix[1]), GW, MBOX, note)
+    ip(f'route delete {owner}')
+
+
+def preserve_forwarded(wire, prefix):
+    """forward"""
+    know('192.0.2.1', '192.0.2.9')
+    add_override(prefix[1], 399, 'preserve strict counters')
+    with another_host(wire), traced(OVERRIDES) as lines:
+        connect_node('eth0')
+        ip_batch('node', f'route add {prefix[1]} via 192.0.2.2')
+        for rp_filter, who, source in ((0, 'mbox', '192.0.2.9'), (2, 'mbox', '192.0.2.9'),
+                                       (0, 'nobody', NOBODY)):
+            with inside('host'):
+                write('/proc/sys/net/ipv4/conf/eth0/rp_filter', rp_filter)
+            frame = send_as(wire, source, prefix[1], 'node')
+            yield expect_choice(f' as {who}, rp_filter {rp_filter}', lines(), frame,
+                                (source, prefix[1]), f'{BY_GW}, {HOST} (forwarded)')
+    with inside('host'):
+        write('/proc/sys/net/ipv4/conf/eth0/rp_filter', 0)
+    size = 3 * IP_UDP_HEADERS + sum(len(f'datagram {wire.sent - number}') for number in range(3))
+    yield Row(': counted', f'packets 3 bytes {size} fallback 0 unknown 0 failed 0 forwarded 3',
+              stats(399), None)
+
+
 def expect_choice(note, lines, frame, addresses, text):
     """The row of a choice: as traced, and as the frame."""
-    source, destination, gateway = map(str, addresses)
+    source, destination = map(str, addresses)
     found = choices(lines, destination)
     if len(found) != 1:
         return Row(note, text, f'{len(found)} choices', None)
     choice, = found
     problem = frame and frame.problem
-    if (choice.dev, choice.saddr, choice.gw) != ('eth0', source, gateway):
-        problem = f'not from {source} by {gateway}: {choice}'
+    if (choice.dev, choice.saddr) != ('eth0', source):
+        problem = f'not from {source}: {choice}'
     elif frame and (choice.lladdr, choice.src) != (frame.dst, frame.src):
         problem = f'the frame: {frame}'
     return Row(note, text, f'{choice.nh} {choice.lladdr} ({choice.why}), '
@@ -613,9 +661,9 @@ def trace(wire, prefix):
         for note, neigh, source, text in TRACED:
             nl(f'nexthop replace id 391 via 192.0.2.1 dev eth0 neigh {neigh}')
             frame = send_as(wire, source, prefix[1])
-            yield expect_choice(note, lines(), frame, (source, prefix[1], '192.0.2.1'), text)
+            yield expect_choice(note, lines(), frame, (source, prefix[1]), text)
         frame = wire.send(prefix[2])
-        yield expect_choice(': via link', lines(), frame, ('192.0.2.2', prefix[2], NO_ADDRESS),
+        yield expect_choice(': via link', lines(), frame, ('192.0.2.2', prefix[2]),
                             f'{NO_ADDRESS} {MBOX} (lladdr), {BY_HOST}')
 
 
@@ -626,11 +674,10 @@ def trace_no_frame(wire, prefix):
     add_override(prefix[2], 393, 'preserve strict')
     with traced(OVERRIDES) as lines:
         wire.send(prefix[1])
-        yield expect_choice(': not resolved yet', lines(), None,
-                            ('192.0.2.2', prefix[1], '192.0.2.1'),
+        yield expect_choice(': not resolved yet', lines(), None, ('192.0.2.2', prefix[1]),
                             f'192.0.2.9 {NO_LLADDR} (via), {BY_HOST}')
         passed = send_in_vain(wire, NOBODY, prefix[2])
-        row = expect_choice(': preserve strict', lines(), None, (NOBODY, prefix[2], '192.0.2.1'),
+        row = expect_choice(': preserve strict', lines(), None, (NOBODY, prefix[2]),
                             f'{NO_ADDRESS} {NO_LLADDR} (own), {HOST} (unknown) dropped')
         yield row._replace(problem=row.problem or passed and 'there is a frame' or None)
 
@@ -649,7 +696,8 @@ def drop_reason(wire, prefix):
 
 
 CASES = (fallback, fallback_unknown, fallback_outage, fallback_confirms, counters, counters_shown,
-         counters_group, counters_owner, preserve_mark, trace, trace_no_frame, drop_reason)
+         counters_group, counters_owner, preserve_mark, preserve_link, preserve_forwarded, trace,
+         trace_no_frame, drop_reason)
 
 
 def main(words):

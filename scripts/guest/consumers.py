@@ -9,7 +9,8 @@ import subprocess
 from ipaddress import ip_address, ip_network
 
 from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override,
-                 inside, ip, ip_batch, netlink_here, nl)
+                 inside, ip, ip_batch, netlink_here, nft, nl, refusal)
+from lab import forget as forget_neighbours
 
 BOTH = f'lladdr {MBOX} src-lladdr {VMAC}'
 # One more host on the LAN: its device, and what is below that
@@ -73,11 +74,11 @@ def frames_to(wire, address, protocol=socket.IPPROTO_UDP, port='host'):
             if from_host and (data[12:14], data[23], data[30:34]) == wanted]
 
 
-def awaited(wire, address):
+def awaited(wire, address, protocol=socket.IPPROTO_UDP):
     """The frames from host to an address that server does not get."""
     frames = []
     while not frames and select.select([wire.captures['host']], [], [], DEADLINE)[0]:
-        frames += frames_to(wire, address)
+        frames += frames_to(wire, address, protocol)
     return frames
 
 
@@ -225,6 +226,9 @@ def ipvs_director(wire, prefix):
     ip_batch('mbox', f'route add {prefix[1]} via 192.0.2.2')
     with balanced(prefix[1], prefix[2]), connected('mbox', prefix[1]) as sock:
         yield expect_delivery(wire, sock, (GW, VMAC))
+        # mbox is known, but it is not host that sends.
+        nl('nexthop replace id 205 via 192.0.2.1 dev eth0 neigh preserve strict')
+        yield expect_delivery(wire, sock, (GW, HOST), ', preserve')
     ip(f'address delete {prefix[1]} dev eth0')
 
 
@@ -271,6 +275,54 @@ def vxlan(wire, prefix):
     inner = [frame[14 + 20 + 8 + 8:] for frame in frames]
     yield expect_frames(inner, (INNER, NODE), ': inner frame', problem=problem)
     remove_tunnel('vxlan7')
+
+
+def gretap(wire, prefix):
+    """gretap, no remote"""
+    ip_batch('host', 'link add gretap7 type gretap local 192.0.2.2 dev eth0',
+             'link set gretap7 addrgenmode none', 'link set gretap7 up',
+             *(f'neigh add {address} lladdr {INNER} nud permanent dev gretap7'
+               for address in (prefix[1], '192.0.2.9')), 'nexthop add id 232 dev gretap7',
+             f'route add {prefix[1]} nhid 232 src 192.0.2.2')
+    for note, neigh, remote in ((': plain', '', prefix[1]),
+                                (': via', 'neigh via 192.0.2.9', '192.0.2.9')):
+        nl(f'nexthop replace id 232 dev gretap7 {neigh}')
+        with connected('host', prefix[1]) as sock:
+            forget(wire)
+            sock.send(b'inside')
+        frames = awaited(wire, remote, socket.IPPROTO_GRE)
+        seen = {f'GRE to {remote}, inside it to {frame[14 + 20 + 4:][:6].hex(":")}'
+                for frame in frames}
+        yield Row(note, f'GRE to {remote}, inside it to {INNER}', ', '.join(seen) or 'no frame',
+                  None)
+    ip('link delete gretap7')
+
+
+# --- a packet that something else takes over ---
+
+def nft_fwd(wire, prefix):
+    """nft fwd"""
+    add_override(prefix, 233, BOTH)
+    rules = (f'table netdev out {{ chain out {{ type filter hook egress device eth0 priority 0; '
+             f'ether daddr {MBOX} ip daddr {prefix[1]} fwd ip to 192.0.2.1 device eth0; }}; }}')
+    try:
+        with inside('host'):
+            nft(rules)
+    except Failure as error:
+        if 'Could not process rule' not in str(error):
+            raise
+        yield Row('', None, 'not checked: the kernel has no fwd expression', None)
+        return
+    # The first one waits for gw.
+    for note in ', first', ', then':
+        if note == ', first':
+            forget_neighbours('192.0.2.1')
+        with connected('host', prefix[1]) as sock:
+            yield expect_delivery(wire, sock, (GW, HOST), note)
+    with connected('host', prefix[2]) as sock:
+        yield expect_delivery(wire, sock, (MBOX, VMAC), ', others')
+    with inside('host'):
+        nft('delete table netdev out')
 
 
 # --- fragments, segments, path MTU ---
@@ -534,6 +586,52 @@ def team(wire, prefix):
         yield from override_rows(wire, prefix, 226, 'team0')
 
 
+OWN_SOURCE = 'Device can only send from its own address'
+
+
+def refused_devices(wire, _):
+    """device"""
+    mac, source = f'neigh lladdr {MBOX}', f'neigh src-lladdr {VMAC}'
+    # note, what to make on node, the last of them its device; override, refusal
+    kinds = (
+        ('ipvlan L3', ('link eth0 name dev0 type ipvlan mode l3',), mac,
+         'Device ignores link-layer addresses'),
+        ('ipvlan L3, arp on', ('link eth0 name dev0 type ipvlan mode l3',), mac,
+         'Device ignores link-layer addresses'),
+        ('ipvlan L3S, arp on', ('link eth0 name dev0 type ipvlan mode l3s',), mac,
+         'Device ignores link-layer addresses'),
+        ('ipvlan L2', ('link eth0 name dev0 type ipvlan mode l2',), mac, 'not refused'),
+        ('ipvlan L2, arp off', ('link eth0 name dev0 type ipvlan mode l2',), mac, 'not refused'),
+        ('GRE, destination', ('name dev0 type gre local 192.0.2.5',), 'neigh lladdr c0:00:02:09',
+         'not refused'),
+        ('GRE, source', ('name dev0 type gre local 192.0.2.5',), 'neigh src-lladdr c0:00:02:09',
+         OWN_SOURCE),
+        ('VLAN, source', ('link eth0 name dev0 type vlan id 5',), source, 'not refused'),
+        ('macsec, destination', ('link eth0 name dev0 type macsec',), mac, 'not refused'),
+        ('macsec, source', ('link eth0 name dev0 type macsec',), source, OWN_SOURCE),
+        ('macsec, preserve', ('link eth0 name dev0 type macsec',), 'neigh preserve', OWN_SOURCE),
+        ('VLAN on macsec, src', ('link eth0 name below0 type macsec',
+                                    'link below0 name dev0 type vlan id 5'), source, OWN_SOURCE),
+        ('station, destination', ('link eth0 name dev0 type virt_wifi',), mac, 'not refused'),
+        ('station, source', ('link eth0 name dev0 type virt_wifi',), source, OWN_SOURCE),
+        ('VLAN on station, src', ('link eth0 name below0 type virt_wifi',
+                                       'link below0 name dev0 type vlan id 5'), source,
+         OWN_SOURCE))
+    for note, links, neigh, expected in kinds:
+        with another_host(wire):
+            ip_batch('node', 'link set eth0 up')
+            made = [refusal('node', f'link add {link}') for link in links]
+            if made[0] == 'Unknown device type':
+                yield Row(f': {note}', None, 'not checked: the kernel has no such device', None)
+                continue
+            # Whether it resolves neighbours, in either case, does not matter.
+            devices = ('below0', 'dev0')[-len(links):]
+            ip_batch('node', *(f'link set {device} up' for device in devices),
+                     *(f'link set dev0 {word}' for word in ('arp on', 'arp off') if word in note))
+            yield Row(f': {note}', expected,
+                      refusal('node', f'nexthop add id 234 dev dev0 {neigh}'), None)
+
+
 # --- what an override is not for ---
 
 def expect_many(wire, prefix, number, address, lladdr):
@@ -565,6 +663,6 @@ def broadcast(wire, prefix):
     yield from expect_many(wire, prefix, 231, ip_address('255.255.255.255'), 'ff:ff:ff:ff:ff:ff')
 
 
-CASES = (xfrm_transport, xfrm_tunnel, vrf, ipvs, ipvs_director, gre, vxlan, fragments, gso, pmtu,
-         marked, host_forwards, mbox_forwards, tcp, vlan, vlan_in_software, macvlan, ipvlan,
-         bridge_device, bond, team, multicast, broadcast)
+CASES = (xfrm_transport, xfrm_tunnel, vrf, ipvs, ipvs_director, gre, vxlan, gretap, nft_fwd,
+         fragments, gso, pmtu, marked, host_forwards, mbox_forwards, tcp, vlan, vlan_in_software,
+         macvlan, ipvlan, bridge_device, bond, team, refused_devices, multicast, broadcast)

@@ -185,7 +185,7 @@ def replaced():
 
 def batch():
     """-batch: several, and what a resilient group of them shows"""
-    lines = (f'nexthop add id {number} dev eth0 neigh lladdr 02:00:00:00:00:0{number}'
+    lines = (f'nexthop add id {number} dev eth0 neigh lladdr 02:00:00:00:03:0{number}'
              for number in (1, 2))
     status, _, complaint = run('-batch', '-', text='\n'.join(
         [*lines, 'nexthop add id 3 group 1/2 type resilient buckets 4',
@@ -193,10 +193,10 @@ def batch():
     with state():
         expect('-batch', (0, ''), (status, complaint))
         for number in 1, 2:
-            expect('show', f'id {number} dev eth0 neigh lladdr 02:00:00:00:00:0{number} '
+            expect('show', f'id {number} dev eth0 neigh lladdr 02:00:00:00:03:0{number} '
                    'scope link', shown(f'nexthop show id {number}'))
         expect('buckets', 4, len(ip('nexthop bucket show id 3').splitlines()))
-        expect('route', {f'via link 02:00:00:00:00:0{number}' for number in (1, 2)},
+        expect('route', {f'via link 02:00:00:00:03:0{number}' for number in (1, 2)},
                set(re.findall(r'via link \S+', ip('route show 203.0.113.0/24'))))
 
 
@@ -225,12 +225,12 @@ REFUSALS = (
      'Error: Source and destination address are the same.'),
     (f'{NEXTHOP} lladdr 02:00', 'Error: Invalid length of link-layer address.'),
     (f'{NEXTHOP} src-lladdr 01:00:5e:00:00:01', 'Error: Source link-layer address is multicast.'),
-    (f'{NEXTHOP} via 192.0.2.2', 'Error: Neighbour address is not unicast, or is local.'),
-    (f'{NEXTHOP} via 224.0.0.1', 'Error: Neighbour address is not unicast, or is local.'),
-    (f'{NEXTHOP} via inet default', 'Error: Neighbour address is not unicast, or is local.'),
-    (f'{NEXTHOP} via 2001:db8::2', 'Error: Neighbour address is not unicast, or is local.'),
+    (f'{NEXTHOP} via 192.0.2.2', 'Error: Neighbour address is an address of this host.'),
+    (f'{NEXTHOP} via 224.0.0.1', 'Error: Neighbour address is not unicast.'),
+    (f'{NEXTHOP} via inet default', 'Error: Neighbour address is not unicast.'),
+    (f'{NEXTHOP} via 2001:db8::2', 'Error: Neighbour address is an address of this host.'),
     (f'nexthop add id 1 dev lo neigh lladdr {MAC}',
-     'Error: Loopback device resolves no neighbour.'),
+     'Error: Device ignores link-layer addresses.'),
     ('nexthop add id 1 dev point0 neigh via 192.0.2.9',
      'Error: Device does not resolve neighbours.'),
     (f'nexthop add id 1 via 2001:db8::1 dev eth0 neigh lladdr {MAC}',
@@ -238,24 +238,31 @@ REFUSALS = (
     (f'-6 nexthop add id 1 dev eth0 neigh lladdr {MAC}',
      'Error: Neighbour override needs an IPv4 nexthop.'),
     (f'nexthop add id 1 blackhole neigh lladdr {MAC}',
-     'Error: Blackhole or fdb nexthop has no neighbour to override.'),
+     'Error: Group, blackhole or fdb nexthop can not have a neighbour override.'),
     *((f'nexthop add id 1 encap {encap} id 7 dst {remote} via 192.0.2.1 dev eth0 '
        'neigh via 192.0.2.9 fallback', 'Error: Encapsulation excludes fallback.')
       for encap, remote in (('ip', '198.51.100.9'), ('ip6', '2001:db8::9'))),
-    (f'nexthop add id 1 group 90 neigh lladdr {MAC}', 'Error: Invalid family for group.'),
+    (f'nexthop add id 1 group 90 neigh lladdr {MAC}',
+     'Error: Group, blackhole or fdb nexthop can not have a neighbour override.'),
     (f'nexthop add id 1 neigh lladdr {MAC}', 'Error: Device attribute required'),
     (f'nexthop replace id 90 dev eth0 neigh lladdr {MAC} strict', 'Error: Strict needs preserve.'),
     (f'{ROUTE} via link 02:00 dev eth0', 'Error: Invalid length of link-layer address.'),
     (f'{ROUTE} via link 00:00:00:00:00:00 dev eth0', 'Error: Link-layer address is all zeros.'),
-    (f'{ROUTE} via link {MAC} dev lo', 'Error: Loopback device resolves no neighbour.'),
+    (f'{ROUTE} via link {MAC} dev lo', 'Error: Device ignores link-layer addresses.'),
+    (f'{ROUTE} via link 02:00:00:00:00:02 dev eth0',
+     "Error: Link-layer address is the device's own."),
+    (f'{ROUTE} via link {MAC} dev eth0 onlink', 'Error: Link-layer nexthop can not be ONLINK.'),
+    (f'{ROUTE} via link {MAC}', 'Error: Link-layer nexthop needs a device.'),
+    (f'{ROUTE} via link {MAC} dev eth0 scope link', 'Error: Nexthop has invalid scope.'),
     (f'route add local 203.0.113.0/24 via link {MAC} dev eth0',
-     'Error: Neighbour override needs a unicast route.'),
-    ('route add local 203.0.113.1 nhid 90', 'Error: Neighbour override needs a unicast route.'),
+     'Error: Link-layer nexthop is for unicast only.'),
+    ('route add local 203.0.113.1 nhid 90', 'Error: Neighbour override is for unicast only.'),
+    ('route add local 203.0.113.1 nhid 1', 'Error: Neighbour override is for unicast only.',
+     f'nexthop add id 1 dev eth0 neigh src-lladdr {VMAC}'),
     (f'nexthop add id 1 via 192.0.2.2 dev eth0 neigh lladdr {MAC}',
      'Error: Gateway is an address of this host.'),
-    ('route add 203.0.113.0/24 scope host nhid 1',
-     'Error: Route with host scope can not have a neighbour override.',
-     f'nexthop add id 1 dev eth0 neigh src-lladdr {MAC}'),
+    *((f'{ROUTE} scope {scope} nhid 1', 'Error: Scope mismatch with nexthop.',
+       f'nexthop add id 1 dev eth0 neigh lladdr {MAC}') for scope in ('link', 'host')),
     # ip itself
     (f'{NEXTHOP} via', 'Command line is not complete.'),
     *((f'{NEXTHOP} {words} via 192.0.2.9', 'Error: argument "via" is wrong: that of the override '
@@ -280,8 +287,9 @@ REFUSALS = (
     (f'{NEXTHOP} preserve lladdr {MAC} preserve', 'Error: either "preserve" is duplicate'),
     (f'{NEXTHOP} lladdr {MAC} dev eth0 neigh via 192.0.2.9',
      'Error: either "neigh" is duplicate'),
-    (f'{NEXTHOP} lladdr {MAC} unheard-of', 'Error: argument "unheard-of" is wrong'),
-    (f'{NEXTHOP} fall', 'Error: argument "fall" is wrong'),
+    *((f'{NEXTHOP} {words}', f'Error: argument "{word}" is wrong: it is no word of "neigh" or of a '
+       'nexthop') for words, word in ((f'lladr {MAC}', 'lladr'), ('fall', 'fall'),
+                                      (f'lladdr {MAC} unheard-of', 'unheard-of'))),
     (f'{NEXTHOP} lladdr {MAC} scope unheard-of', 'Error: argument "unheard-of" is wrong'),
     (f'{ROUTE} via 192.0.2.1 dev eth0 neigh via 192.0.2.9',
      'Error: argument "neigh" is wrong: it belongs to a nexthop, see "ip nexthop" and "nhid"'),
@@ -380,8 +388,10 @@ def route_of_object():
 def link_layer_object():
     """route by nexthop object: what RTA_VIA can say is shown so"""
     with state(*OBJECTS, 'route add 203.0.113.0/24 nhid 2'):
-        expect('show', f'203.0.113.0/24 nhid 2 via link {MAC} dev eth0',
-               shown('route show 203.0.113.0/24'))
+        for words in '', ' counters':
+            ip(f'{OBJECTS[1].replace("add", "replace", 1)}{words}')
+            expect(f'show{words}', f'203.0.113.0/24 nhid 2 via link {MAC} dev eth0',
+                   shown('route show 203.0.113.0/24'))
         expect('get', f'203.0.113.1 via link {MAC} dev eth0 src 192.0.2.2 uid 0\n    cache',
                shown('route get 203.0.113.1'))
 
@@ -566,7 +576,8 @@ def send(address, number, size, source=None):
 def counted(**expected):
     """The counters of nexthop 1, plain and as JSON."""
     counters = {word: expected.get(word, 0)
-                for word in ('packets', 'bytes', 'fallback', 'unknown', 'failed')}
+                for word in ('packets', 'bytes', 'fallback', 'unknown', 'failed',
+                             'forwarded')}
     line = '  neigh stats: ' + ' '.join(f'{word} {value}' for word, value in counters.items())
     for words in 'nexthop show id 1', 'nexthop get id 1':
         expect('-statistics', line, shown(f'-statistics {words}').partition('\n')[2])

@@ -180,6 +180,21 @@ def netlink_here(_, line):
     return '\n'.join(netlink.run(line.split()))
 
 
+def refusal(name, line):
+    """Why a line of 'ip', or of netlink.py if it has a 'neigh', is refused in a namespace."""
+    try:
+        if ' neigh ' in line:
+            with inside(name) if name else contextlib.nullcontext():
+                netlink_here(name, line)
+        else:
+            ip_batch(name, line)
+    except netlink.KernelError as error:
+        return str(error).partition(': ')[2]
+    except Failure as error:
+        return str(error).removeprefix('Error: ').removesuffix('.')
+    return 'not refused'
+
+
 # --- packets ---
 
 def describe(data):

@@ -37,9 +37,9 @@ NHA_ID, NHA_GROUP, NHA_BLACKHOLE, NHA_OIF, NHA_GATEWAY = 1, 2, 4, 5, 6
 NHA_OP_FLAGS, NHA_OP_FLAG_DUMP_STATS, NHA_NEIGH_OVERRIDE = 14, 1, 19
 NHMSG = struct.Struct('=4BI')
 # <linux/neigh_override.h>
-VIA4, VIA6, LLADDR, SRC_LLADDR, FLAGS, STATS = 1, 2, 3, 4, 5, 6
+LLADDR, VIA4, VIA6, SRC_LLADDR, FLAGS, STATS = 1, 2, 3, 4, 5, 6
 FLAG_WORDS = {'fallback': 1, 'preserve': 2, 'strict': 4, 'counters': 8}
-STAT_WORDS = {1: 'packets', 2: 'bytes', 3: 'fallback', 4: 'unknown', 5: 'failed'}
+STAT_WORDS = {1: 'packets', 2: 'bytes', 3: 'fallback', 4: 'unknown', 5: 'failed', 6: 'forwarded'}
 
 EDITS = {'add': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_EXCL),
          'replace': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE),
