@@ -120,7 +120,7 @@ check_message() {
 	[[ $verb =~ ^[a-z] ]] || finding "does not begin with a verb: $subject"
 	[ "$(wc -w <<<"$body")" -ge 20 ] || finding "the body explains nothing: $(wc -w <<<"$body") words"
 	while IFS= read -r line; do
-		[[ ${#line} -le 75 || $line == ' '* ]] || finding "${#line} columns: $line"
+		[[ ${#line} -le 75 || $line == ' '* || $line == 'Fixes: '* ]] || finding "${#line} columns: $line"
 	done <<<"$body"
 	! grep -inE '^(signed-off|reviewed|acked|tested|change-id|co-developed)[a-z-]*:' <<<"$body" ||
 		finding "has a tag that only people give"
@@ -219,6 +219,8 @@ check_maintainers() {
 	files=$(added)
 	[ -n "$files" ] || nothing "adds no file"
 	while IFS= read -r file; do
+		# Of a folder that other tests will share
+		[[ ${file##*/} != @(Makefile|.kunitconfig) ]] || continue
 		sections=$(cd "$SOURCE" && scripts/get_maintainer.pl --sections --nogit --nogit-fallback \
 			-f "$file" 2>&1) || true
 		# Another section may name it, one that has its siblings.
@@ -280,7 +282,7 @@ check_selftest_lists() {
 		[ ! -f "$SOURCE/$directory/Makefile" ] ||
 			makefile_lists "$SOURCE/$directory/Makefile" | cut -d' ' -f2 | grep -xF "${name%.c}" >/dev/null ||
 			finding "$file is in no list of $directory/Makefile"
-		[[ $name == *.c || -x $SOURCE/$file ]] || finding "$file is not executable"
+		[[ $name == *.c || $name == *_lib.py || -x $SOURCE/$file ]] || finding "$file is not executable"
 		[[ $name != *.c ]] || grep -qxF "${name%.c}" "$SOURCE/$directory/.gitignore" ||
 			finding "${name%.c} is not in $directory/.gitignore"
 	done < <(added 'tools/testing/selftests/**/*.sh' 'tools/testing/selftests/**/*.py' \

@@ -191,8 +191,8 @@ def redirect_received(wire, prefix):
         wire.redirect(prefix[1], '192.0.2.9')
         frame = wire.send(prefix[1])
         seen = nl(f'route get {prefix[1]}')
-        if 'via 192.0.2.9 ' not in seen:
-            frame = frame._replace(problem=f'the gateway did not change: {seen}')
+        if 'via 192.0.2.1 ' not in seen:
+            frame = frame._replace(problem=f'the gateway changed: {seen}')
         yield expect(frame, GW, HOST, ': after')
 
 

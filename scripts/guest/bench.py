@@ -109,7 +109,7 @@ def cases_of(where):
                 ROUTE, 'leg 192.0.2.1'), 'ecmp')
     if where == 'udp':
         yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
-                   'foreign', source='198.51.100.7')
+                   'foreign', source='198.51.100.7', short=True)
 
     # In a table of its own: the trie that packets go through stays the same.
     yield case('other', 'n', 'an override on another route',
@@ -118,15 +118,16 @@ def cases_of(where):
     yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
                short=True)
     yield case('via6', 'n', 'via6', over('via inet6 {each}', V6_ENTRY, (IPV6,)),
-               'gateway-nhid', MBOX, HOST, 0, None, GATEWAYS6)
+               'gateway-nhid', MBOX, HOST, 0, None, GATEWAYS6, short=True)
     yield case('lladdr', 'n', 'lladdr (via link)', lladdr(), 'gateway', MBOX, HOST, 0,
                short=True)
     yield case('lladdr-nhid', 'n', 'lladdr (nexthop object)', over('lladdr {mbox}', ''),
                'gateway-nhid', MBOX, HOST, 0)
     yield case('lladdr-src', 'n', 'lladdr + src-lladdr',
-               over('lladdr {mbox} src-lladdr {vmac}', ''), 'gateway-nhid', MBOX, VMAC, 0)
+               over('lladdr {mbox} src-lladdr {vmac}', ''), 'gateway-nhid', MBOX, VMAC, 0,
+               short=True)
     yield case('gateway-src', 'n', 'gateway + src-lladdr', over('src-lladdr {vmac}'),
-               'gateway-nhid', GW, VMAC)
+               'gateway-nhid', GW, VMAC, short=True)
     yield case('via4-src', 'n', 'via4 + src-lladdr',
                over('via 192.0.2.9 src-lladdr {vmac}', OTHER), 'gateway-nhid', MBOX, VMAC)
     yield case('vlan-lladdr', 'n', 'lladdr, VLAN', lladdr(VLAN), 'vlan', MBOX, HOST, 0)
@@ -137,10 +138,10 @@ def cases_of(where):
                 'nl nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
                 'ip nexthop add id 1 group 2/3', ROUTE, 'leg 192.0.2.1'), 'ecmp', MBOX, HOST, 0)
     yield case('fallback-idle', 'n', 'via4 + fallback, not active',
-               over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX)
+               over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX, short=True)
     yield case('fallback', 'n', 'via4 + fallback, active',
                (*over('via {each} fallback'), f'{unresolved.replace("192.0.2.9", "{each}")}'),
-               'gateway-nhid', GW, HOST, 2, None, OWNERS)
+               'gateway-nhid', GW, HOST, 2, None, OWNERS, short=True)
     yield case('via4-counters', 'n', 'via4 + counters', over('via 192.0.2.9 counters', OTHER),
                'via4', MBOX)
     yield case('lladdr-counters', 'n', 'lladdr + counters', over('lladdr {mbox} counters', ''),
@@ -152,7 +153,7 @@ def cases_of(where):
                    'gateway-nhid')
         yield case('preserve-onlink', 'n', 'preserve, owner on-link',
                    over('preserve', GATEWAY, (OWNER_ENTRY,)), 'foreign', GW, VMAC, 2,
-                   '{each}', OWNERS)
+                   '{each}', OWNERS, short=True)
         yield case('preserve-offlink', 'n', 'preserve, owner behind a gateway',
                    over('preserve', GATEWAY, (OWNER_ENTRY, REMOTE_OWNER)), 'foreign', GW, VMAC,
                    2, '198.51.100.7', OWNERS)
