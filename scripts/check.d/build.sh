@@ -18,7 +18,7 @@ POSTING_CHECKS=(
 VARIANTS=(
 "gcc x86_64 gcc sparse -"
 "clang x86_64 clang - -"
-"i386 i386 gcc - CONFIG_64BIT"
+"i386 i386 gcc - CONFIG_(64BIT|INFINIBAND_QEDR)"
 "off x86_64 gcc - CONFIG_IP_NEIGH_OVERRIDE.*"
 "no-ipv6 x86_64 gcc - CONFIG_(IPV6.*|NF_TABLES_INET|IP_NEIGH_OVERRIDE_KUNIT_TEST)"
 "off-no-ipv6 x86_64 gcc - CONFIG_(IP_NEIGH_OVERRIDE.*|IPV6.*|NF_TABLES_INET)"
@@ -156,6 +156,7 @@ variant_objects() {
 				continue ;;&
 		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
 		drivers/net/vrf.c) grep -qx CONFIG_NET_VRF=y "$OUT/.config" || continue ;;
+		drivers/infiniband/hw/qedr/*) grep -qx CONFIG_INFINIBAND_QEDR=y "$OUT/.config" || continue ;;
 		drivers/net/ethernet/*|drivers/infiniband/*|net/smc/*)
 			[[ $VARIANT == @(gcc|clang|i386) ]] || continue ;;
 		esac
