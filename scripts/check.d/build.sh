@@ -152,7 +152,7 @@ variant_objects() {
 		[ -f "$SOURCE/$file" ] || continue
 		case $file in
 		*neigh_override*) grep -qx CONFIG_IP_NEIGH_OVERRIDE=y "$OUT/.config" || continue ;;&
-		*_kunit.c) grep -qx CONFIG_IP_NEIGH_OVERRIDE_KUNIT_TEST=y "$OUT/.config" ||
+		net/ipv4/tests/*) grep -qx CONFIG_IP_NEIGH_OVERRIDE_KUNIT_TEST=y "$OUT/.config" ||
 				continue ;;&
 		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
 		drivers/net/vrf.c) grep -qx CONFIG_NET_VRF=y "$OUT/.config" || continue ;;
