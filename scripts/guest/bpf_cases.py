@@ -288,7 +288,8 @@ def fib_lookup_addresses(_, prefix):
             (': via+source', NOBODY, f'via 192.0.2.9 src-lladdr {VMAC}', MBOX, VMAC),
             (': via the source', NOBODY, f'via 192.0.2.9 src-lladdr {MBOX}', MBOX, HOST)):
         nl(f'nexthop replace id 321 via {gateway} dev eth0 neigh {neigh}')
-        yield expect_addresses(note, ask(prefix[1]), dst, src)
+        nexthop = '192.0.2.9' if neigh.startswith('via ') else gateway
+        yield expect_addresses(note, ask(prefix[1]), dst, src, nexthop)
         yield expect_stack(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))
     ip(f'route replace {prefix} via link {MBOX} dev eth0')
     yield expect_addresses(': via link', ask(prefix[1]), MBOX)
