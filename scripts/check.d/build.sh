@@ -129,13 +129,13 @@ own_sources() {
 	tree_git ls-tree -r --name-only "$COMMIT" -- net include | grep -E "$OWN_FILES" | grep '\.c$'
 }
 
-# Sources to look at: with gcc all that the series changes, otherwise what changed since
-# the last build, CORE and the series' own.  Before the series and after its last patch
-# that is compiled, everything.
+# Sources to look at: with gcc all that the series changes (with --ends, only after the
+# last patch of a posting), otherwise what changed since the last build, CORE and the
+# series' own.  Before the series and after its last patch that is compiled, everything.
 variant_sources() {
 	local ends=
 	[ "$PATCH" != before ] && ! compiled_as_branch || ends=1
-	if [ -n "$ends" ] || [ "$VARIANT" = gcc ]; then
+	if [ -n "$ends" ] || [[ $VARIANT = gcc && (-z $only_ends || -n $last) ]]; then
 		tree_git diff --name-only --diff-filter=d base "$BRANCH" -- 'net/*.c' 'drivers/*.c'
 	else
 		touched 'net/*.c' 'drivers/*.c'

@@ -690,8 +690,8 @@ def drop_reason(wire, prefix):
         for note, address, drops in (': preserve', prefix[1], 0), (': strict', prefix[2], 3):
             passed = [send_in_vain(wire, NOBODY, address) for _ in range(3)]
             reasons = [line.rpartition('reason: ')[2] for line in lines()]
-            yield Row(note, f'{drops} for NEIGH_OVERRIDE_STRICT, {3 - drops} frames',
-                      f'{reasons.count("NEIGH_OVERRIDE_STRICT")} for NEIGH_OVERRIDE_STRICT, '
+            yield Row(note, f'{drops} for NEIGH_STRICT, {3 - drops} frames',
+                      f'{reasons.count("NEIGH_STRICT")} for NEIGH_STRICT, '
                       f'{sum(map(len, passed))} frames', None)
 
 
