@@ -20,8 +20,8 @@ SERIES_CHECKS=(
 POSTING_PATCHES=12
 # About 200
 PATCH_LINES=230
-# The aim is 2250 without 4-fast; 7.3 is 12 over it, 6.12 with its stubs 34.
-declare -A STACK_LINES=([3-policy]=2290 [4-fast]=2500)
+# Of the newest base
+declare -A STACK_LINES=([3-policy]=2250 [4-fast]=2500)
 
 # A check that did not see every patch cannot tell.
 check_exceptions() {
@@ -67,7 +67,7 @@ added_code() {
 }
 
 check_size() {
-	local index posting end lines before=base said=""
+	local index posting end lines limit before=base said=""
 	local -A patches
 	for index in "${!COMMITS[@]}"; do
 		posting=${LABELS[index]%/*}
@@ -84,8 +84,11 @@ check_size() {
 		before=$end
 		[ -n "${STACK_LINES[$posting]:-}" ] || continue
 		lines=$(added_code posting/0-repairs "$end")
-		[ "$lines" -le "${STACK_LINES[$posting]}" ] ||
-			finding "1-link to $posting add $lines lines of code, more than ${STACK_LINES[$posting]}"
+		limit=${STACK_LINES[$posting]}
+		# Older bases lack helpers.
+		[ "$BASE" = "${ALL_BASES[0]}" ] || limit=$((limit + 25))
+		[ "$lines" -le "$limit" ] ||
+			finding "1-link to $posting add $lines lines of code, more than $limit"
 	done
 	echo "${said}all: ${#COMMITS[@]} patches, $(added_code posting/0-repairs "$BRANCH") lines of code but for 0-repairs"
 }
