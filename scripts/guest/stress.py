@@ -1,0 +1,409 @@
+#!/usr/bin/python3
+"""Traffic of every kind by overrides on all CPUs, while everything that they hang on changes.
+
+usage: stress.py [--seconds N] [--seed N]
+
+Runs in a guest of scripts/boot, on the LAN of lab.py.  Each worker is a process of its own in
+a host's namespace: senders count packets, changers what the kernel took of their changes.  In
+the end all namespaces go, and no override may be left.  Exit status 1: something is left.
+"""
+
+import argparse
+import contextlib
+import mmap
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import lab
+import netlink
+from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, VMAC
+
+UDP_SEGMENT, IP_TRANSPARENT = 103, 19
+FOREIGN = '192.0.2.150'         # preserve: who it is, is in host's neighbour table
+NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}',
+          'via 192.0.2.9', 'via 192.0.2.9 fallback', 'via 192.0.2.77 fallback counters',
+          'via 192.0.2.78', 'via inet6 2001:db8::9', 'via inet6 2001:db8::77 src-lladdr {vmac}',
+          'preserve', 'preserve strict', 'via 192.0.2.9 preserve counters',
+          'lladdr {mbox} counters', 'counters src-lladdr {vmac}', 'lladdr {mbox} preserve')
+NEIGHS = tuple(words.format(mbox=MBOX, vmac=VMAC) for words in NEIGHS)
+OBJECTS, GROUP, RESILIENT = range(1, 9), 100, 101
+KMEMLEAK, ALLOCINFO = '/sys/kernel/debug/kmemleak', '/proc/allocinfo'
+TRACING = '/sys/kernel/tracing'
+
+
+class Worker:
+    """A process with a counter that its parent can read."""
+
+    counters = mmap.mmap(-1, 4096)
+    number = 0
+
+    def __init__(self, kind, name, work, seed, end):
+        self.kind, self.work, self.offset = kind, work.__name__, 8 * Worker.number
+        Worker.number += 1
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:
+            random.seed(seed + self.offset)
+            with open(f'/run/netns/{name}', 'rb') as there:
+                LIBC.setns(there.fileno(), 0)
+            for count in work():
+                self.count(count)
+                if time.monotonic() > end:
+                    break
+            status = 0
+        except Exception as error:      # pylint: disable=broad-except
+            print(f'stress: {self.work}: {error!r}', flush=True)
+        os._exit(status)
+
+    def count(self, more):
+        """Add to what was done."""
+        struct.pack_into('=Q', self.counters, self.offset, self.done() + more)
+
+    def done(self):
+        """What was done so far."""
+        return struct.unpack_from('=Q', self.counters, self.offset)[0]
+
+
+# --- packets ---
+
+def any_address():
+    """Somewhere behind server."""
+    return str(random.choice(PREFIXES)[random.randrange(1, 3)])
+
+
+def udp(source=None):
+    """A socket; with a source, one that may not be this host's."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    if source:
+        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        sock.bind((source, 0))
+    return sock
+
+
+def send_some(socks, address):
+    """Datagrams of all sizes: plain ones, fragments, some that are cut up by GSO."""
+    for sock in socks:
+        size = random.choice((1, 100, 1400, 4000, 20000))
+        sock.setsockopt(socket.SOL_UDP, UDP_SEGMENT, random.choice((0, 0, 500)))
+        with contextlib.suppress(OSError):
+            sock.sendto(bytes(size), (address(), PORT))
+            yield 1
+
+
+def local():
+    """Packets of host, by its own address and in the name of another."""
+    while True:
+        socks = [udp(), udp(), udp(FOREIGN)]
+        for sock in socks[:1]:
+            with contextlib.suppress(OSError):
+                sock.connect((any_address(), PORT))
+        for _ in range(50):
+            yield sum(send_some(socks, any_address))
+        for sock in socks:
+            sock.close()
+
+
+def returned():
+    """Packets of server, which gw forwards by conntrack, a flowtable and overrides."""
+    socks = [udp(), udp(str(PREFIXES[0][1]))]
+    while True:
+        yield sum(send_some(socks, lambda: random.choice(('192.0.2.2', '192.0.2.9', FOREIGN))))
+
+
+def waiting():
+    """Packets that wait for neighbours which never come, or late."""
+    socks = [udp(), udp(FOREIGN)]
+    while True:
+        yield sum(send_some(socks, lambda: f'192.0.2.{random.randrange(60, 90)}'))
+        time.sleep(0.001)
+
+
+def tapped():
+    """Whoever listens has clones of all packets."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(lab.ETH_P_ALL)) as sock:
+        sock.settimeout(0.2)
+        while True:
+            with contextlib.suppress(OSError):
+                sock.recv(64)
+                yield 1
+            yield 0
+
+
+# --- changes ---
+
+def batch(*lines):
+    """Lines of 'ip' where we are, each by itself; how many were taken."""
+    done = subprocess.run(['ip', '-force', '-batch', '-'], input='\n'.join(lines), text=True,
+                          capture_output=True, check=False)
+    return len(lines) - done.stderr.count('Command failed')
+
+
+def words(line):
+    """A line of netlink.py where we are; whether it was taken."""
+    try:
+        netlink.run(line.split())
+    except (netlink.KernelError, OSError):
+        return 0
+    return 1
+
+
+def on_lan(device='eth0', gateway='192.0.2.1'):
+    """The words of a nexthop with an override."""
+    via = random.choice((f'via {gateway} ', f'via {gateway} ', ''))
+    return f'{via}dev {device} neigh {random.choice(NEIGHS)}'
+
+
+def objects():
+    """Nexthop objects and groups of them."""
+    while True:
+        for _ in range(20):
+            action = random.choice(('replace',) * 8 + ('del',))
+            rest = '' if action == 'del' else ' ' + on_lan()
+            yield words(f'nexthop {action} id {random.choice(OBJECTS)}{rest}')
+        members = '/'.join(map(str, random.sample(OBJECTS, 3)))
+        yield batch(f'nexthop replace id {GROUP} group {members}',
+                    f'nexthop replace id {RESILIENT} group {members} type resilient buckets 8')
+
+
+def routes():
+    """Routes by objects and groups, to a link-layer address, with legs, without override."""
+    def line():
+        prefix = random.choice(PREFIXES)
+        if random.random() < 0.1:
+            return f'route del {prefix}'
+        nexthop = random.choice((
+            f'nhid {random.choice(OBJECTS)}', f'nhid {GROUP}', f'nhid {RESILIENT}',
+            f'via link {MBOX} dev eth0', 'via 192.0.2.1',
+            f'nexthop via link {MBOX} dev eth0 nexthop via link {GW} dev eth0 weight 2'))
+        return f'route replace {prefix} {nexthop}'
+    while True:
+        yield batch(*(line() for _ in range(16)))
+
+
+def gw_routes():
+    """What gw forwards goes by overrides, too, and back."""
+    while True:
+        yield words(f'nexthop replace id 1 {on_lan("eth1", "198.51.100.2")}')
+        yield words(f'nexthop replace id 2 dev eth0 neigh {random.choice(NEIGHS)}')
+        yield batch(*(f'route replace {random.choice(PREFIXES)} nhid 1' for _ in range(8)),
+                    'route replace 192.0.2.128/25 nhid 2')
+        time.sleep(0.01)
+
+
+def flowtables():
+    """gw's conntrack and flowtable come and go."""
+    rules = '''table inet flows {
+        flowtable fast { hook ingress priority 0; devices = { eth0, eth1 }; };
+        chain forward { type filter hook forward priority 0; meta l4proto udp flow add @fast; }
+        chain nat { type nat hook postrouting priority 100;
+                    ip saddr 192.0.2.9 masquerade; } }'''
+    while True:
+        for text, pause in ((rules, 1), ('flush ruleset', 0.1)):
+            yield not subprocess.run(['nft', text], check=False, capture_output=True).returncode
+            time.sleep(pause)
+
+
+def neighbours():
+    """Entries appear, change and go."""
+    states = ('reachable', 'stale', 'delay', 'probe', 'permanent', 'failed', 'noarp')
+    names = ('192.0.2.1', '192.0.2.9', '192.0.2.77', '192.0.2.78', FOREIGN, '2001:db8::9',
+             '2001:db8::77', '192.0.2.60', '192.0.2.61')
+    while True:
+        yield batch(*(f'neigh replace {random.choice(names)} lladdr {random.choice((GW, MBOX))} '
+                      f'nud {random.choice(states)} dev eth0' for _ in range(8)),
+                    f'neigh del {random.choice(names)} dev eth0')
+        if random.random() < 0.2:
+            yield batch('neigh flush dev eth0 nud all')
+
+
+def devices():
+    """The device of host's overrides: its address, its MTU, down and up, renamed."""
+    while True:
+        yield batch(f'link set eth0 address {random.choice((HOST, "02:00:00:00:00:12"))}',
+                    f'link set eth0 mtu {random.choice((600, 1400, 1500))}')
+        if random.random() < 0.2:
+            yield batch('link set eth0 down', 'link set eth0 up', 'route add default via 192.0.2.1')
+        time.sleep(0.02)
+
+
+KINDS = ('type dummy', 'type bridge', 'type vrf table 7', 'type bond', 'type veth peer name d1',
+         'link eth0 type vlan id 5', 'link eth0 type macvlan', 'link eth0 type ipvlan mode l2',
+         'type vxlan id 5 dstport 4789 dev eth0')
+
+
+def other_devices():
+    """Devices that come, send by overrides, and go."""
+    with udp() as sock:
+        while True:
+            done = batch(f'link add d0 {random.choice(KINDS)}',
+                         'address add 198.18.0.1/24 dev d0', 'link set d0 up')
+            for number in range(20, 24):
+                done += words(f'nexthop replace id {number} {on_lan("d0", "198.18.0.2")}')
+            done += batch(*(f'route replace 198.18.{number}.0/24 nhid {number}'
+                            for number in range(20, 24)),
+                          f'route replace 198.18.24.0/24 via link {MBOX} dev d0')
+            for number in range(20, 25):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b'datagram', (f'198.18.{number}.9', PORT))
+            yield done + batch('link del d0')
+
+
+def namespaces():
+    """Namespaces that end while packets of theirs wait."""
+    while True:
+        done = batch('netns add away', 'link add away0 type veth peer name eth0 netns away',
+                     'link set away0 up')
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(OSError):
+                with open('/run/netns/away', 'rb') as there:
+                    LIBC.setns(there.fileno(), 0)
+                done = batch('address add 192.0.2.99/24 dev eth0', 'link set eth0 up')
+                for number in OBJECTS:
+                    words(f'nexthop replace id {number} {on_lan()}')
+                batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS))
+                with udp() as sock:
+                    for number in OBJECTS:
+                        with contextlib.suppress(OSError):
+                            sock.sendto(b'datagram', (str(PREFIXES[number][1]), PORT))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        yield done + batch('netns del away')
+
+
+def settings():
+    """Sysctls that decide about routes."""
+    names = {'conf/all/rp_filter': (0, 2), 'conf/eth0/arp_announce': (0, 2),
+             'fib_multipath_hash_policy': (0, 1), 'conf/all/send_redirects': (0, 1),
+             'conf/eth0/ignore_routes_with_linkdown': (0, 1), 'route/flush': (1,),
+             'fib_multipath_use_neigh': (0, 1), 'ip_forward': (0, 1), 'fib_sync_mem': (4096, 524288)}
+    while True:
+        name, values = random.choice([*names.items()])
+        with contextlib.suppress(OSError):
+            with open(f'/proc/sys/net/ipv4/{name}', 'w', encoding='ascii') as file:
+                file.write(f'{random.choice(values)}')
+            yield 1
+        time.sleep(0.005)
+
+
+def readers():
+    """Whoever looks: dumps with counters, routes of packets, the tracepoint on and off."""
+    switch = f'{TRACING}/events/neigh_override/enable'
+    while True:
+        done = words('nexthop show stats') + words(f'route get {any_address()}')
+        with contextlib.suppress(OSError):
+            with open(switch, 'w', encoding='ascii') as file:
+                file.write(random.choice('01'))
+        yield done + batch('route show', f'route get {any_address()} from {FOREIGN} iif eth0')
+
+
+# where, what; senders more than once
+SENDERS = (('host', local), ('host', local), ('host', waiting), ('server', returned),
+           ('server', returned))
+LISTENERS = (('host', tapped),)
+CHANGERS = (('host', objects), ('host', routes), ('gw', gw_routes), ('gw', flowtables),
+            ('host', neighbours), ('host', devices), ('host', other_devices),
+            ('lan', namespaces), ('host', settings), ('host', readers))
+
+
+# --- the end ---
+
+def overrides_left():
+    """Allocations of the feature's files that were not freed."""
+    left = 0
+    with open(ALLOCINFO, encoding='ascii') as file:
+        for line in file:
+            if 'neigh_override' in line:
+                left += int(line.split()[1])
+    return left
+
+
+def leaks():
+    """What kmemleak says, of any code."""
+    time.sleep(5.5)
+    for _ in range(2):
+        with open(KMEMLEAK, 'w', encoding='ascii') as file:
+            file.write('scan')
+    with open(KMEMLEAK, encoding='ascii') as file:
+        return file.read().split('unreferenced object ')[1:]
+
+
+def what_is_left():
+    """Delete the namespaces; the reasons for a complaint."""
+    for name in 'host', 'gw', 'mbox', 'server', 'lan':
+        lab.ip_batch(None, f'netns del {name}')
+    deadline = time.monotonic() + 60
+    while overrides_left() and time.monotonic() < deadline:
+        time.sleep(1)
+    problems = [f'{overrides_left()} allocations of overrides are left'] if overrides_left() else []
+    for text in leaks():
+        if 'neigh_override' in text:
+            problems.append(f'kmemleak: {text}')
+        else:
+            print(f'  kmemleak, of other code: {text}')
+    return problems
+
+
+def mount(kind, where):
+    """A file system of the kernel's, unless it is there."""
+    if not os.path.ismount(where):
+        subprocess.run(['mount', '-t', kind, 'none', where], check=True)
+
+
+def prepare():
+    """The LAN, what preserve needs, and somebody who listens."""
+    mount('debugfs', '/sys/kernel/debug')
+    for path in KMEMLEAK, ALLOCINFO:
+        if not os.path.exists(path):
+            sys.exit(f'stress: this kernel has no {path}: see configs/debug.config')
+    mount('tracefs', TRACING)
+    lab.set_up()
+    lab.ip_batch('host', f'neigh replace {FOREIGN} lladdr 02:00:00:00:00:50 dev eth0')
+    with lab.inside('host'):
+        objects_ready = [words(f'nexthop add id {number} {on_lan()}') for number in OBJECTS]
+    if not all(objects_ready):
+        raise lab.Failure('a nexthop object was refused')
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
+    parser.add_argument('--seconds', type=int, default=60)
+    parser.add_argument('--seed', type=int, default=1)
+    options = parser.parse_args()
+    prepare()
+    begun = time.monotonic()
+    workers = [Worker(kind, name, work, options.seed, begun + options.seconds)
+               for kind, jobs in (('packets', SENDERS), ('clones', LISTENERS),
+                                  ('changes', CHANGERS)) for name, work in jobs]
+
+    def summary():
+        done = {kind: sum(worker.done() for worker in workers if worker.kind == kind)
+                for kind in ('packets', 'changes')}
+        return (f'{done["packets"]} packets, {done["changes"]} changes, '
+                f'{int(time.monotonic() - begun)} s, {os.cpu_count()} CPUs')
+    while time.monotonic() < begun + options.seconds:
+        time.sleep(10)
+        print(f'  {summary()}', flush=True)
+    said = summary()
+    problems = [f'{worker.work} did not come to its end' for worker in workers
+                if os.waitpid(worker.pid, 0)[1]]
+    problems += [f'{worker.work} did nothing' for worker in workers if not worker.done()]
+    print('  ' + ', '.join(f'{worker.work} {worker.done()}' for worker in workers), flush=True)
+    problems += what_is_left()
+    for problem in problems:
+        print(f'FAIL {problem}')
+    print(f'{said}, {"nothing is left" if not problems else f"{len(problems)} problems"}')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
