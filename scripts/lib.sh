@@ -1,13 +1,16 @@
 # shellcheck shell=bash disable=SC2034
 # Shared by every script in this folder: sourced, never run.
 
-REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+REPO=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 BUILD=$REPO/build
 BRANCH=neigh-override
-VERB=$(basename "$0")
+VERB=$(basename "$(readlink -f "$0")")
 DEFAULT_BASE=6.12
 # Every base, newest first.
 ALL_BASES=(7.3 6.12)
+# What the build of a User-mode Linux needs, for need.
+KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:perl
+	python3:python3 /usr/include/stdio.h:libc6-dev)
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -106,6 +109,28 @@ patch_files() {
 patches_sum() {
 	(cd "$PATCHES" && find . -name '*.patch' | LC_ALL=C sort | xargs sha256sum) |
 		sha256sum | cut -d' ' -f1
+}
+
+# begin_aside DIR: a work tree at base, without files.
+begin_aside() {
+	discard_aside "$1"
+	tree_git worktree add -q -f --no-checkout --detach "$1" base
+	tree_git -C "$1" read-tree base
+}
+
+# am_aside DIR OPTION FILE...: make the commits of patches there, the same ones on every
+# machine.  git am checks out what a patch touches.
+am_aside() {
+	GIT_COMMITTER_NAME=neigh-override GIT_COMMITTER_EMAIL=neigh-override@localhost \
+	tree_git -C "$1" -c core.autocrlf=false -c apply.whitespace=nowarn \
+		-c commit.gpgSign=false -c am.keepcr=false -c merge.directoryRenames=false \
+		am "$2" --no-signoff --no-scissors --committer-date-is-author-date -- "${@:3}"
+}
+
+discard_aside() {
+	[ -e "$1" ] || return 0
+	tree_git worktree remove --force --force "$1" >/dev/null 2>&1 || true
+	rm -rf "$1"
 }
 
 # Where the branch and its postings end.
@@ -315,9 +340,15 @@ with_debug_info() {
 	(cd "$1" && sh -c "$command")
 }
 
-# The compiler's cache, when there is one.
+# The compiler's cache, when there is one and it can be written.
 use_ccache() {
-	[ ! -d /usr/lib/ccache ] || PATH=/usr/lib/ccache:$PATH
+	local cache
+	[ -d /usr/lib/ccache ] || return 0
+	PATH=/usr/lib/ccache:$PATH
+	cache=$(ccache --get-config cache_dir 2>/dev/null) || return 0
+	mkdir -p "$cache/tmp" 2>/dev/null && [ -w "$cache/tmp" ] && return 0
+	say "note: without ccache, which cannot write to $cache"
+	export CCACHE_DISABLE=1
 }
 
 # Where User-mode Linux may put its memory file: 1.2 GB of room, not noexec.

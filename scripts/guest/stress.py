@@ -32,35 +32,54 @@ NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}
           'lladdr {mbox} counters', 'counters src-lladdr {vmac}', 'lladdr {mbox} preserve')
 NEIGHS = tuple(words.format(mbox=MBOX, vmac=VMAC) for words in NEIGHS)
 OBJECTS, GROUP, RESILIENT = range(1, 9), 100, 101
-KMEMLEAK, ALLOCINFO = '/sys/kernel/debug/kmemleak', '/proc/allocinfo'
+ALLOCINFO = '/proc/allocinfo'
 TRACING = '/sys/kernel/tracing'
+
+
+def enter(name):
+    """Be in a network namespace from now on."""
+    with open(f'/run/netns/{name}', 'rb') as there:
+        LIBC.setns(there.fileno(), 0)
+
+
+def in_child(work):
+    """The process that does it; its status is 1 when something went wrong."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            work()
+            status = 0
+        except Exception as error:      # pylint: disable=broad-except
+            print(f'stress: {error!r}', flush=True)
+        finally:
+            os._exit(status)            # pylint: disable=protected-access
+    return pid
 
 
 class Worker:
     """A process with a counter that its parent can read."""
 
     counters = mmap.mmap(-1, 4096)
-    number = 0
+    number = pid = 0
 
-    def __init__(self, kind, name, work, seed, end):
-        self.kind, self.work, self.offset = kind, work.__name__, 8 * Worker.number
+    def __init__(self, kind, name, work):
+        self.kind, self.name, self.work = kind, name, work
+        self.offset = 8 * Worker.number
         Worker.number += 1
-        self.pid = os.fork()
-        if self.pid:
-            return
-        status = 1
-        try:
-            random.seed(seed + self.offset)
-            with open(f'/run/netns/{name}', 'rb') as there:
-                LIBC.setns(there.fileno(), 0)
-            for count in work():
-                self.count(count)
-                if time.monotonic() > end:
-                    break
-            status = 0
-        except Exception as error:      # pylint: disable=broad-except
-            print(f'stress: {self.work}: {error!r}', flush=True)
-        os._exit(status)
+
+    def start(self, seed, end):
+        """Work in a process of its own until the end."""
+        self.pid = in_child(lambda: self.run(seed, end))
+
+    def run(self, seed, end):
+        """What the process does."""
+        random.seed(seed + self.offset)
+        enter(self.name)
+        for count in self.work():
+            self.count(count)
+            if time.monotonic() > end:
+                return
 
     def count(self, more):
         """Add to what was done."""
@@ -256,25 +275,25 @@ def other_devices():
             yield done + batch('link del d0')
 
 
+def live_in_away():
+    """Send by overrides in the namespace that is about to end."""
+    enter('away')
+    batch('address add 192.0.2.99/24 dev eth0', 'link set eth0 up')
+    for number in OBJECTS:
+        words(f'nexthop replace id {number} {on_lan()}')
+    batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS))
+    with udp() as sock:
+        for number in OBJECTS:
+            with contextlib.suppress(OSError):
+                sock.sendto(b'datagram', (str(PREFIXES[number][1]), PORT))
+
+
 def namespaces():
     """Namespaces that end while packets of theirs wait."""
     while True:
         done = batch('netns add away', 'link add away0 type veth peer name eth0 netns away',
                      'link set away0 up')
-        pid = os.fork()
-        if not pid:
-            with contextlib.suppress(OSError):
-                with open('/run/netns/away', 'rb') as there:
-                    LIBC.setns(there.fileno(), 0)
-                done = batch('address add 192.0.2.99/24 dev eth0', 'link set eth0 up')
-                for number in OBJECTS:
-                    words(f'nexthop replace id {number} {on_lan()}')
-                batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS))
-                with udp() as sock:
-                    for number in OBJECTS:
-                        with contextlib.suppress(OSError):
-                            sock.sendto(b'datagram', (str(PREFIXES[number][1]), PORT))
-            os._exit(0)
+        pid = in_child(live_in_away)
         os.waitpid(pid, 0)
         yield done + batch('netns del away')
 
@@ -284,7 +303,7 @@ def settings():
     names = {'conf/all/rp_filter': (0, 2), 'conf/eth0/arp_announce': (0, 2),
              'fib_multipath_hash_policy': (0, 1), 'conf/all/send_redirects': (0, 1),
              'conf/eth0/ignore_routes_with_linkdown': (0, 1), 'route/flush': (1,),
-             'fib_multipath_use_neigh': (0, 1), 'ip_forward': (0, 1), 'fib_sync_mem': (4096, 524288)}
+             'fib_multipath_use_neigh': (0, 1), 'ip_forward': (0, 1)}
     while True:
         name, values = random.choice([*names.items()])
         with contextlib.suppress(OSError):
@@ -326,16 +345,6 @@ def overrides_left():
     return left
 
 
-def leaks():
-    """What kmemleak says, of any code."""
-    time.sleep(5.5)
-    for _ in range(2):
-        with open(KMEMLEAK, 'w', encoding='ascii') as file:
-            file.write('scan')
-    with open(KMEMLEAK, encoding='ascii') as file:
-        return file.read().split('unreferenced object ')[1:]
-
-
 def what_is_left():
     """Delete the namespaces; the reasons for a complaint."""
     for name in 'host', 'gw', 'mbox', 'server', 'lan':
@@ -343,13 +352,8 @@ def what_is_left():
     deadline = time.monotonic() + 60
     while overrides_left() and time.monotonic() < deadline:
         time.sleep(1)
-    problems = [f'{overrides_left()} allocations of overrides are left'] if overrides_left() else []
-    for text in leaks():
-        if 'neigh_override' in text:
-            problems.append(f'kmemleak: {text}')
-        else:
-            print(f'  kmemleak, of other code: {text}')
-    return problems
+    left = overrides_left()
+    return [f'{left} allocations of overrides are left'] if left else []
 
 
 def mount(kind, where):
@@ -360,10 +364,8 @@ def mount(kind, where):
 
 def prepare():
     """The LAN, what preserve needs, and somebody who listens."""
-    mount('debugfs', '/sys/kernel/debug')
-    for path in KMEMLEAK, ALLOCINFO:
-        if not os.path.exists(path):
-            sys.exit(f'stress: this kernel has no {path}: see configs/debug.config')
+    if not os.path.exists(ALLOCINFO):
+        sys.exit(f'stress: this kernel has no {ALLOCINFO}: see configs/debug.config')
     mount('tracefs', TRACING)
     lab.set_up()
     lab.ip_batch('host', f'neigh replace {FOREIGN} lladdr 02:00:00:00:00:50 dev eth0')
@@ -381,9 +383,11 @@ def main():
     options = parser.parse_args()
     prepare()
     begun = time.monotonic()
-    workers = [Worker(kind, name, work, options.seed, begun + options.seconds)
+    workers = [Worker(kind, name, work)
                for kind, jobs in (('packets', SENDERS), ('clones', LISTENERS),
                                   ('changes', CHANGERS)) for name, work in jobs]
+    for worker in workers:
+        worker.start(options.seed, begun + options.seconds)
 
     def summary():
         done = {kind: sum(worker.done() for worker in workers if worker.kind == kind)
@@ -394,10 +398,11 @@ def main():
         time.sleep(10)
         print(f'  {summary()}', flush=True)
     said = summary()
-    problems = [f'{worker.work} did not come to its end' for worker in workers
+    problems = [f'{worker.work.__name__} did not come to its end' for worker in workers
                 if os.waitpid(worker.pid, 0)[1]]
-    problems += [f'{worker.work} did nothing' for worker in workers if not worker.done()]
-    print('  ' + ', '.join(f'{worker.work} {worker.done()}' for worker in workers), flush=True)
+    problems += [f'{worker.work.__name__} did nothing' for worker in workers if not worker.done()]
+    print('  ' + ', '.join(f'{worker.work.__name__} {worker.done()}' for worker in workers),
+          flush=True)
     problems += what_is_left()
     for problem in problems:
         print(f'FAIL {problem}')
