@@ -16,6 +16,7 @@ PATCH_CHECKS=(
 "pylint           pylint on what is touched"
 "yamllint         yamllint on what is touched"
 "gcc              objects: gcc W=1 C=1; calls that nothing defines"
+"kunit            KUnit passes, as soon as the series has tests"
 )
 
 # touched PATTERN...: the files that the patch adds or changes, or all since FROM;
