@@ -25,6 +25,7 @@ from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, VMAC
 
 UDP_SEGMENT, IP_TRANSPARENT = 103, 19
 FOREIGN = '192.0.2.150'         # preserve: who it is, is in host's neighbour table
+REMOTE = '198.18.99.9'          # preserve: who it is, is behind a group
 NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}',
           'via 192.0.2.9', 'via 192.0.2.9 fallback', 'via 192.0.2.77 fallback counters',
           'via 192.0.2.78', 'via inet6 2001:db8::9', 'via inet6 2001:db8::77 src-lladdr {vmac}',
@@ -120,7 +121,7 @@ def send_some(socks, address):
 def local():
     """Packets of host, by its own address and in the name of another."""
     while True:
-        socks = [udp(), udp(), udp(FOREIGN)]
+        socks = [udp(), udp(FOREIGN), udp(REMOTE)]
         for sock in socks[:1]:
             with contextlib.suppress(OSError):
                 sock.connect((any_address(), PORT))
@@ -187,8 +188,9 @@ def objects():
             action = random.choice(('replace',) * 8 + ('del',))
             rest = '' if action == 'del' else ' ' + on_lan()
             yield words(f'nexthop {action} id {random.choice(OBJECTS)}{rest}')
-        members = '/'.join(map(str, random.sample(OBJECTS, 3)))
+        members = '/'.join(map(str, random.sample(OBJECTS, random.choice((1, 2, 4)))))
         yield batch(f'nexthop replace id {GROUP} group {members}',
+                    f'route replace {REMOTE} nhid {GROUP}',
                     f'nexthop replace id {RESILIENT} group {members} type resilient buckets 8')
 
 
