@@ -35,11 +35,12 @@ select_base() {
 	BASE=$1
 	TREE=$BUILD/linux-$BASE
 	SUBJECT_PREFIX='PATCH net-next'
+	LAST_POSTING=
 	case $BASE in
 	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
 	     LABEL=Debian SUITE=trixie-backports ;;
 	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
-	     LABEL=Debian-Security SUITE=bookworm-security ;;
+	     LABEL=Debian-Security SUITE=bookworm-security LAST_POSTING=4-fast ;;
 	iproute2) PACKAGE=iproute2 VERSION=6.1.0-3
 	     LABEL=Debian SUITE=bookworm
 	     TREE=$BUILD/iproute2

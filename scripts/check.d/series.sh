@@ -7,8 +7,9 @@ SERIES_CHECKS=(
 "size             limits of patches a posting and of added lines of code, without tests
                    and documents: a patch, the stack without repairs"
 "b4               'b4 am' and 'b4 shazam' take it from a mailbox and make the branch"
-"machine-code     ip_finish_output2(): without the option that of the base, with it a NOP more"
-"sizes            struct rtable, struct fib_nh_common: growth and place (pahole)"
+"machine-code     ip_finish_output2(), ip6_finish_output2(): without the option that of the
+                   base, with it a NOP more"
+"sizes            struct rtable, rt6_info, fib_nh_common: growth and place (pahole)"
 "uapi             headers_install; the UAPI header compiles alone as C and C++"
 "ynl              ynl-regen.sh -f leaves the tree clean; the touched specs make C that compiles"
 "docs             Sphinx has nothing to say about what the series touches"
@@ -21,7 +22,7 @@ POSTING_PATCHES=12
 # About 200
 PATCH_LINES=230
 # Of the newest base
-declare -A STACK_LINES=([3-policy]=2250 [4-fast]=2500)
+declare -A STACK_LINES=([3-policy]=2250 [4-fast]=2500 [5-ipv6]=3350)
 
 # A check that did not see every patch cannot tell.
 check_exceptions() {
@@ -170,12 +171,16 @@ check_b4() {
 }
 
 check_machine_code() {
-	local before off on object=net/ipv4/ip_output.o
-	before=$(object_of "$(tree_git rev-parse base)" off $object)
-	off=$(object_of "$COMMIT" off $object)
-	on=$(object_of "$COMMIT" gcc $object)
-	/usr/bin/python3 "$REPO/scripts/check.d/machine_code.py" ip_finish_output2 \
-		neigh_override "$before" "$off" "$on"
+	local before off on function object
+	for function in ip_finish_output2:net/ipv4/ip_output ip6_finish_output2:net/ipv6/ip6_output; do
+		object=${function#*:}.o
+		! tree_git diff --quiet base "$COMMIT" -- "${function#*:}.c" || continue
+		before=$(object_of "$(tree_git rev-parse base)" off "$object")
+		off=$(object_of "$COMMIT" off "$object")
+		on=$(object_of "$COMMIT" gcc "$object")
+		/usr/bin/python3 "$REPO/scripts/check.d/machine_code.py" "${function%:*}" \
+			neigh_override "$before" "$off" "$on"
+	done
 }
 
 # size_of OBJECT STRUCT, offset_of OBJECT STRUCT MEMBER: as pahole prints them.
@@ -206,6 +211,8 @@ check_sizes() {
 	size_is "$before" fib_nh_common 72 72
 	size_is "$now" rtable 176 184
 	size_is "$now" fib_nh_common 80 80
+	size_is "$before" rt6_info 224 224
+	size_is "$now" rt6_info 224 232
 	pahole -C rtable "$now"
 	pointer=$(offset_of "$now" rtable rt_neigh_override)
 	family=$(offset_of "$now" rtable rt_gw_family)
@@ -213,6 +220,7 @@ check_sizes() {
 		finding "rt_neigh_override (${pointer:-none}) and rt_gw_family (${family:-none}) are in two cache lines"
 	echo "rtable $(size_of "$before" rtable) -> $(size_of "$now" rtable)," \
 		"fib_nh_common $(size_of "$before" fib_nh_common) -> $(size_of "$now" fib_nh_common)," \
+		"rt6_info $(size_of "$before" rt6_info) -> $(size_of "$now" rt6_info)," \
 		"rt_neigh_override at $pointer beside rt_gw_family at $family"
 }
 

@@ -10,6 +10,7 @@ The last line is 'N ok, N FAIL'; exit status: 0 when none is a FAIL.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -108,13 +109,27 @@ SOURCES = (('', {}), (f'src-lladdr {VMAC}', {'src_lladdr': VMAC}),
            ('preserve', {'preserve': True}),
            ('preserve strict', {'preserve': True, 'strict': True}))
 GATEWAYS = (('via 192.0.2.1', {'gateway': '192.0.2.1'}), ('', {}))
+GATEWAY6 = 'via 2001:db8::1', {'gateway': '2001:db8::1'}
+LINK6 = f'2001:db8:9::/48 via link {MAC} dev eth0'
+
+
+@functools.cache
+def takes_ipv6():
+    """Whether this kernel overrides neighbours of IPv6 routes as well."""
+    if run('-6', 'route', 'add', *LINK6.split())[0]:
+        return False
+    ip(f'-6 route delete {LINK6}')
+    return True
 
 
 def combinations():
     """(words, line that is shown, JSON) of all that the grammar allows."""
+    gateways = [*GATEWAYS, GATEWAY6] if takes_ipv6() else GATEWAYS
     for gateway, destination, source, fallback, counters in itertools.product(
-            GATEWAYS, DESTINATIONS, SOURCES, ('', 'fallback'), ('', 'counters')):
+            gateways, DESTINATIONS, SOURCES, ('', 'fallback'), ('', 'counters')):
         if fallback and 'via' not in destination[0] or not (destination[0] or source[0]):
+            continue
+        if gateway == GATEWAY6 and destination[2] == VIA4:
             continue
         flags = [word for word in (fallback, counters) if word]
         words = ' '.join(['id 1', gateway[0], 'dev eth0 neigh', destination[0], source[0], *flags])
@@ -137,7 +152,8 @@ def every_override():
             ip('nexthop delete id 1')
             ip(f'nexthop add {line}')
             expect(words, line, shown('nexthop show id 1'))
-    expect('combinations', 2 * (4 * 4 * 2 * 2 + 4 * 2 + 3 * 2), number)
+    expect('combinations', 2 * (4 * 4 * 2 * 2 + 4 * 2 + 3 * 2) +
+           takes_ipv6() * (2 * 4 * 2 * 2 + 4 * 2 + 3 * 2), number)
     return number
 
 
@@ -233,10 +249,6 @@ REFUSALS = (
      'Error: Device ignores link-layer addresses.'),
     ('nexthop add id 1 dev point0 neigh via 192.0.2.9',
      'Error: Device does not resolve neighbours.'),
-    (f'nexthop add id 1 via 2001:db8::1 dev eth0 neigh lladdr {MAC}',
-     'Error: Neighbour override needs an IPv4 nexthop.'),
-    (f'-6 nexthop add id 1 dev eth0 neigh lladdr {MAC}',
-     'Error: Neighbour override needs an IPv4 nexthop.'),
     (f'nexthop add id 1 blackhole neigh lladdr {MAC}',
      'Error: Group, blackhole or fdb nexthop can not have a neighbour override.'),
     *((f'nexthop add id 1 encap {encap} id 7 dst {remote} via 192.0.2.1 dev eth0 '
@@ -453,6 +465,32 @@ def via_link_delete():
         expect('show', '', shown('route show root 203.0.113.0/24'))
 
 
+def via_link6():
+    """via link: IPv6 routes, where the kernel takes them"""
+    if not takes_ipv6():
+        expect('-6', (2, 'Error: IPv6 does not support RTA_VIA attribute.'),
+               run('-6', 'route', 'add', *LINK6.split())[::2])
+        return 'refused'
+    ip(f'-6 route add {LINK6}')
+    ip(f'-6 route append {LINK6.replace(MAC, OTHER)}')
+    expect('both', [f'{line} metric 1024 pref medium' for line in (LINK6, LINK6.replace(MAC, OTHER))],
+           shown('-6 route show 2001:db8:9::/48').splitlines())
+    ip(f'-6 route delete {LINK6.replace(MAC, OTHER)}')
+    expect('JSON', [{'family': 'link', 'host': MAC}],
+           [route['via'] for route in as_json('-6 route show 2001:db8:9::/48')])
+    ip(f'-6 route delete {LINK6}')
+    expect('deleted', '', shown('-6 route show 2001:db8:9::/48'))
+    return 'taken'
+
+
+def via4_of_ipv6():
+    """refused: an IPv4 neighbour of an IPv6 nexthop"""
+    text = ('IPv6 nexthop can not have an IPv4 neighbour' if takes_ipv6() else
+            'Neighbour override needs an IPv4 nexthop')
+    expect('nexthop', (2, f'Error: {text}.'),
+           run(*'nexthop add id 1 via 2001:db8::1 dev eth0 neigh via 192.0.2.9'.split())[::2])
+
+
 def via_link_default():
     """via link: default routes, IPv4 without saying so"""
     for words in (f'via link {MAC} dev eth0',
@@ -661,7 +699,7 @@ def own_testsuite():
 CHECKS = (every_override, listed, word_order, replaced,
           batch, usage, *(refusal(*case) for case in REFUSALS),
           route_of_object, link_layer_object, legs_of_group, via_link, via_link_delete,
-          via_link_default, via_link_filter, save_via_link, save_objects, monitor,
+          via_link6, via4_of_ipv6, via_link_default, via_link_filter, save_via_link, save_objects, monitor,
           counters_of(f'lladdr {MAC}'), counters_of('via 192.0.2.9 fallback', fallback=3),
           counters_of('preserve', unknown=3), counters_of('preserve strict', unknown=3, failed=3),
           statistics_only, statistics_of_nothing, own_testsuite)
