@@ -23,7 +23,7 @@ import sys
 SPREAD_LIMIT = 1
 # What is less is not a difference.
 REPEATABLE = 0.3
-PLACES = {'udp': 'local UDP', 'forward': 'forwarding'}
+PLACES = {'udp': 'local UDP', 'udp6': 'local IPv6 UDP', 'forward': 'forwarding'}
 SCALE_LIMITS = {'distinct': 1.25, 'shared': 1.05}
 # They hold for what has to be done for the routes, their nexthop objects included.
 SCALE_LIMITED = {'load': ('load-nexthops', 'load-routes'), 'look up': ('lookup-churn',),

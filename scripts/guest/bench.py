@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Count the instructions that a packet takes, case by case, in a booted kernel.
 
-usage: bench.py --list | [--rounds N] [--batches N] [--packets N] PROGRAM KERNEL [CASE]...
+usage: bench.py --list | [--rounds N] [--batches N] [--packets N] [--without GROUP]
+                PROGRAM KERNEL [CASE]...
 
 PROGRAM is scripts/guest/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
 decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
-'forward', 'short'.  By default all.
+'udp6', 'forward', 'short'.  By default all.
 
 Each round makes every case anew, in a network namespace of its own: a host with
 one Ethernet device, a gateway that only exists as a permanent neighbour entry,
@@ -25,6 +26,7 @@ import socket
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 
 import bench_alternatives
 from lab import GW, HOST, MBOX, VMAC, Failure, inside
@@ -32,6 +34,7 @@ import netlink
 
 ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
+DESTINATIONS = {'udp': DESTINATION, 'forward': DESTINATION, 'udp6': '2001:db8:1::1'}
 ETH_P_ALL = 3
 # pktgen is run so many times; the timer's interrupts come between some of the runs.
 RUNS = 10
@@ -42,10 +45,11 @@ FIRST_TRIES = 16
 MOST_TRIES = 24
 SAME = 0.5
 
-# where: 'udp', local packets, or 'forward'.  kernels: which have the case, u
-# unpatched, f option off, n on.  setup: lines, see run().  reference: the case
+# where: 'udp' or 'udp6', local packets, or 'forward'.  kernels: which have the case,
+# u unpatched, f option off, n on.  setup: lines, see run().  reference: the case
 # that it is compared with.  dst, src: what the frame has to carry.  entries:
-# IPv4 neighbour entries that are in use.  source: the socket is bound to it.
+# neighbour entries that are in use, IPv6 ones of 'udp6', else IPv4 ones.  source:
+# the socket is bound to it.
 # each: values that stand for {each} in setup, one in each host; the best host is
 # the figure, because two entries may share a bucket of the neighbour table's hash,
 # which has another seed on each boot.
@@ -159,7 +163,49 @@ def cases_of(where):
                    2, '198.51.100.7', OWNERS)
 
 
+GATEWAY6 = 'ip -6 neigh add {each} lladdr {gw} nud permanent dev {dev}'
+PLAIN6 = (GATEWAY6, 'ip -6 route add 2001:db8:1::/48 via {each} dev {dev}')
+ROUTE6 = 'ip -6 route add 2001:db8:1::/48 nhid 1'
+
+
+def cases6():
+    """Local IPv6 packets, for a kernel whose IPv6 routes take overrides."""
+    def case(word, kernels, text, setup, reference, *frame, each=GATEWAYS6, **more):
+        return Case(f'udp6.{word}', 'udp6', kernels, text, (IPV6, *setup), f'udp6.{reference}',
+                    *frame, each=each, **more)
+
+    def over6(neigh, *before, gateway='2001:db8::1'):
+        return (*before, f'nl nexthop add id 1 via {gateway} dev {{dev}} neigh {neigh}', ROUTE6)
+
+    yield case('gateway', 'ufn', 'plain route via a gateway', PLAIN6, 'gateway', short=True)
+    yield case('gateway-nhid', 'ufn', 'the same by a nexthop object',
+               (GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}', ROUTE6), 'gateway-nhid',
+               short=True)
+    yield case('foreign', 'ufn', 'plain, packets with a foreign source address', PLAIN6,
+               'foreign', source='2001:db8:2::7')
+    yield case('other', 'n', 'an override on another route',
+               (*PLAIN6, 'nl nexthop add id 9 via {each} dev {dev} neigh lladdr {mbox}',
+                'ip -6 route add 2001:db8:1::/48 table 9 nhid 9'), 'gateway', short=True)
+    yield case('via6', 'n', 'via6', over6('via inet6 {each}', V6_ENTRY), 'gateway-nhid', MBOX,
+               short=True)
+    yield case('lladdr', 'n', 'lladdr (via link)',
+               ('ip -6 route add 2001:db8:1::/48 via link {mbox} dev {dev}',), 'gateway',
+               MBOX, HOST, 0, each=('',), short=True)
+    yield case('lladdr-nhid', 'n', 'lladdr (nexthop object)', over6('lladdr {mbox}'),
+               'gateway-nhid', MBOX, HOST, 0, each=('',))
+    yield case('lladdr-src', 'n', 'lladdr + src-lladdr',
+               over6('lladdr {mbox} src-lladdr {vmac}'), 'gateway-nhid', MBOX, VMAC, 0,
+               each=('',))
+    yield case('gateway-src', 'n', 'gateway + src-lladdr',
+               over6('src-lladdr {vmac}', GATEWAY6, gateway='{each}'), 'gateway-nhid', GW, VMAC,
+               short=True)
+    yield case('preserve-onlink', 'n', 'preserve, owner on-link',
+               over6('preserve', GATEWAY6.replace('{each}', '2001:db8::1'),
+                     OWNER_ENTRY.replace('ip', 'ip -6')), 'foreign', GW, VMAC, 2, '{each}')
+
+
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
+CASES += cases6()
 CASES += bench_alternatives.cases(Case)
 
 
@@ -273,18 +319,18 @@ class Host:
             watcher.bind(('eth0', ETH_P_ALL))
             watcher.settimeout(5)
             send()
-            wanted = socket.inet_aton(self.words['destination'])
+            wanted = ip_address(self.words['destination']).packed
             with contextlib.suppress(TimeoutError):
                 while True:
                     data = watcher.recv(2048)
                     place = data.find(wanted)
-                    if place in (30, 34):
+                    if place in (30, 34, 38):
                         return data[0:6].hex(':'), data[6:12].hex(':')
         raise Failure(f'{case.name}: no frame')
 
     def prepare(self, case, each):
         """Set the case up; check that it does what it says."""
-        self.words.update(each=each, destination=DESTINATION)
+        self.words.update(each=each, destination=DESTINATIONS[case.where])
         for line in case.setup:
             self.run(line)
         command('ip', '-6', 'neigh', 'flush', 'all', 'nud', 'noarp')
@@ -366,9 +412,11 @@ def try_case(case, each, options, number):
         if seen != (case.dst, case.src):
             raise Failure(f'{case.name}: the frame goes from {seen[1]} to {seen[0]}, '
                           f'not from {case.src} to {case.dst}')
-        if entries('arp_cache') != case.entries:
-            raise Failure(f'{case.name}: {entries("arp_cache")} neighbour entries, '
-                          f'not {case.entries}')
+        # Those of multicast are not listed.
+        found = (len(command('ip', '-6', 'neigh').splitlines()) if case.where == 'udp6'
+                 else entries('arp_cache'))
+        if found != case.entries:
+            raise Failure(f'{case.name}: {found} neighbour entries, not {case.entries}')
         before = transmitted()
         result = measure(host, case, options)
         sent = transmitted() - before
@@ -404,9 +452,10 @@ def selected(options):
     unknown = set(options.cases) - known
     if unknown:
         sys.exit(f'bench.py: no such case: {", ".join(sorted(unknown))}')
-    return [case for case in CASES if letter in case.kernels and
+    return [case for case in CASES
+            if letter in case.kernels and case.where != options.without and
             (not options.cases or {case.name, case.where} & set(options.cases) or
-             case.short and case.where == 'udp' and 'short' in options.cases)]
+             case.short and case.where != 'forward' and 'short' in options.cases)]
 
 
 class ListCases(argparse.Action):
@@ -424,6 +473,7 @@ def main():
     parser.add_argument('--batches', type=int, default=51)
     parser.add_argument('--packets', type=int, default=500)
     parser.add_argument('--list', action=ListCases, nargs=0)
+    parser.add_argument('--without')
     parser.add_argument('program')
     parser.add_argument('kernel', choices=('unpatched', 'off', 'on'))
     parser.add_argument('cases', nargs='*')

@@ -7,7 +7,7 @@ import struct
 
 from bpf_cases import (BPF_LINK_CREATE, CONTEXT, INSTRUCTION, KEPT_CONTEXT, NEXTHOP, REDIRECT,
                        REDIRECT_NEIGH, REDIR_NEIGH_SIZE, STORE_BYTES, TCX_EGRESS, TCX_INGRESS,
-                       TC_ACT_UNSPEC, bpf, call, clear, copy, instruction, leave, loaded, number,
+                       TC_ACT_UNSPEC, bpf, call, clear, copy, instruction, leave, loaded, numbers,
                        store_word)
 from lab import GW, HOST, MBOX, VMAC
 import netlink
@@ -73,7 +73,7 @@ def writer():
 def redirector(ifindex):
     """Sends packets to the neighbour 192.0.2.9."""
     return (clear(NEXTHOP, REDIR_NEIGH_SIZE) + store_word(NEXTHOP, socket.AF_INET) +
-            store_word(NEXTHOP + 4, number('192.0.2.9')) +
+            store_word(NEXTHOP + 4, numbers('192.0.2.9')[0][1]) +
             call(REDIRECT_NEIGH, ifindex, NEXTHOP, REDIR_NEIGH_SIZE, 0) + leave())
 
 

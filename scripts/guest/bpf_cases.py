@@ -9,8 +9,8 @@ import socket
 import struct
 import sys
 
-from lab import (GW, HOST, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, expect, forget,
-                 inside, ip, ip_batch, netlink_here, nl)
+from lab import (GW, HOST, IPV4, IPV6, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, both,
+                 expect, family, forget, inside, ip, ip_batch, netlink_here, nl, without_inet6)
 
 # <linux/bpf.h>
 BPF_PROG_LOAD, BPF_PROG_TEST_RUN, BPF_LINK_CREATE = 5, 10, 28
@@ -23,16 +23,17 @@ RESULTS = {0: 'success', 6: 'left to the stack', 7: 'no neighbour'}
 TC_ACT_UNSPEC = -1
 # struct bpf_fib_lookup, and where its fields are; struct bpf_redir_neigh
 FIB_PARAMS = struct.Struct('=BBHHHII16s16sI6s6s')
-IFINDEX, IPV4_SRC, IPV4_DST, SMAC, DMAC = 8, 16, 32, 52, 58
+IFINDEX, FIB_SRC, FIB_DST, SMAC, DMAC = 8, 16, 32, 52, 58
 FIB_PARAMS_SIZE, REDIR_NEIGH_SIZE = 64, 20
 # <asm/unistd_64.h>: User-mode Linux is x86-64 here.
 SYS_BPF = 321
 
-# Where the addresses are in a frame
-ETH_SOURCE, ETH_HLEN, IP_SOURCE, IP_DESTINATION = 6, 14, 26, 30
+# Where the addresses are in a frame, and the time to live
+ETH_SOURCE, ETH_HLEN = 6, 14
+IP_SOURCE, IP_DESTINATION, IP_TTL = {IPV4: 26, IPV6: 22}, {IPV4: 30, IPV6: 38}, {IPV4: 22, IPV6: 21}
 
-# A gateway that only mbox has, and that nobody is
-NOBODY, NOBODY_MAC = '192.0.2.211', '02:00:00:00:00:d3'
+# Of a gateway that only mbox has, and that nobody is
+NOBODY_MAC = '02:00:00:00:00:d3'
 
 
 # --- programs ---
@@ -103,9 +104,11 @@ def unless(value, code):
     return instruction(0x16, offset=len(code) // INSTRUCTION.size, value=value) + code
 
 
-def number(address):
-    """An IPv4 address as a signed word of the stack."""
-    return int.from_bytes(socket.inet_aton(str(address)), sys.byteorder, signed=True)
+def numbers(address):
+    """An address as signed words of the stack, each with its place."""
+    packed = ipaddress.ip_address(str(address)).packed
+    return [(place, int.from_bytes(packed[place:place + 4], sys.byteorder, signed=True))
+            for place in range(0, len(packed), 4)]
 
 
 def asker(flags):
@@ -120,17 +123,20 @@ def asker(flags):
 
 def only_to(address):
     """The beginning of a program that leaves all other packets alone."""
+    words = numbers(address)
     return (copy(KEPT_CONTEXT, 1) +
-            call(LOAD_BYTES, CONTEXT, IP_DESTINATION, PARAMS, 4) +
-            load(0, STACK, PARAMS) + unless(number(address), leave(TC_ACT_UNSPEC)))
+            call(LOAD_BYTES, CONTEXT, IP_DESTINATION[family(address)], PARAMS, 4 * len(words)) +
+            b''.join(load(0, STACK, PARAMS + place) + unless(number, leave(TC_ACT_UNSPEC))
+                     for place, number in words))
 
 
 def forwarder(address, ifindex):
     """Forwards packets to an address by bpf_fib_lookup(), or else by bpf_redirect_neigh()."""
+    fam, size = family(address), 4 * len(numbers(address))
     return (only_to(address) + clear(PARAMS, FIB_PARAMS_SIZE) +
-            store_byte(PARAMS, socket.AF_INET) + store_word(PARAMS + IFINDEX, ifindex) +
-            call(LOAD_BYTES, CONTEXT, IP_SOURCE, PARAMS + IPV4_SRC, 4) +
-            call(LOAD_BYTES, CONTEXT, IP_DESTINATION, PARAMS + IPV4_DST, 4) +
+            store_byte(PARAMS, fam.number) + store_word(PARAMS + IFINDEX, ifindex) +
+            call(LOAD_BYTES, CONTEXT, IP_SOURCE[fam], PARAMS + FIB_SRC, size) +
+            call(LOAD_BYTES, CONTEXT, IP_DESTINATION[fam], PARAMS + FIB_DST, size) +
             call(FIB_LOOKUP, CONTEXT, PARAMS, FIB_PARAMS_SIZE, 0) +
             unless(0, call(REDIRECT_NEIGH, ifindex, 0, 0, 0) + leave()) +
             call(STORE_BYTES, CONTEXT, 0, PARAMS + DMAC, 6, 0) +
@@ -143,7 +149,9 @@ def neighbour_redirector(address, ifindex, nexthop=None):
     if not nexthop:
         return only_to(address) + call(REDIRECT_NEIGH, ifindex, 0, 0, 0) + leave()
     return (only_to(address) + clear(NEXTHOP, REDIR_NEIGH_SIZE) +
-            store_word(NEXTHOP, socket.AF_INET) + store_word(NEXTHOP + 4, number(nexthop)) +
+            store_word(NEXTHOP, family(nexthop).number) +
+            b''.join(store_word(NEXTHOP + 4 + place, number)
+                     for place, number in numbers(nexthop)) +
             call(REDIRECT_NEIGH, ifindex, NEXTHOP, REDIR_NEIGH_SIZE, 0) + leave())
 
 
@@ -208,17 +216,18 @@ def ask(address, flags=0):
     """What bpf_fib_lookup() says about packets that come into host by eth0."""
     with inside('host'):
         question = bytes(ETH_HLEN) + FIB_PARAMS.pack(
-            socket.AF_INET, 0, 0, 0, 0, socket.if_nametoindex('eth0'), 0, bytes(16),
+            family(address).number, 0, 0, 0, 0, socket.if_nametoindex('eth0'), 0, bytes(16),
             address.packed, 0, bytes(6), bytes(6))
         data = ctypes.create_string_buffer(question, len(question))
         pointer = ctypes.addressof(data)
         with loaded(asker(flags)) as program:
             _, fields = bpf(BPF_PROG_TEST_RUN, '=4I2Q', program, 0, len(data), len(data),
                             pointer, pointer)
-    family, *_, source, nexthop, _, smac, dmac = FIB_PARAMS.unpack_from(data.raw, ETH_HLEN)
-    nexthop = ipaddress.ip_address(nexthop if family == socket.AF_INET6 else nexthop[:4])
+    number, *_, source, nexthop, _, smac, dmac = FIB_PARAMS.unpack_from(data.raw, ETH_HLEN)
+    nexthop = ipaddress.ip_address(nexthop if number == socket.AF_INET6 else nexthop[:4])
+    source = ipaddress.ip_address(source[:len(address.packed)])
     return Answer(RESULTS.get(fields[1], f'result {fields[1]}'), str(nexthop),
-                  socket.inet_ntoa(source[:4]), dmac.hex(':'), smac.hex(':'))
+                  str(source), dmac.hex(':'), smac.hex(':'))
 
 
 # --- the cases ---
@@ -249,46 +258,57 @@ def expect_stack(note, answer):
     return Row(note, 'left to the stack', answer.result, None)
 
 
+def nobody(fam):
+    """A gateway that nobody is."""
+    return f'{fam.lan}211'
+
+
 def know_neighbours():
     """Let host know the link-layer addresses of gw and mbox."""
-    for address, mac in (('192.0.2.1', GW), ('192.0.2.9', MBOX), ('2001:db8::9', MBOX)):
+    for address, mac in ((IPV4.gw, GW), (IPV4.mbox, MBOX), (IPV6.gw, GW), (IPV6.mbox, MBOX)):
         ip(f'neigh replace {address} lladdr {mac} dev eth0 nud reachable')
 
 
+@both
 def fib_lookup(_, prefix):
     """BPF lookup"""
+    fam = family(prefix)
     know_neighbours()
-    nl('nexthop add id 320 via 192.0.2.1 dev eth0')
-    ip(f'route add {prefix} nhid 320')
-    for note, neigh, nexthop, dst in (
-            (': plain', '', '192.0.2.1', GW),
-            (': via', 'neigh via 192.0.2.9', '192.0.2.9', MBOX),
-            (': via inet6', 'neigh via inet6 2001:db8::9', '2001:db8::9', MBOX),
-            (': via nobody', 'neigh via 192.0.2.212', '192.0.2.212', None)):
-        nl(f'nexthop replace id 320 via 192.0.2.1 dev eth0 {neigh}')
+    unknown, nexthop = f'{fam.lan}212', f'id {fam.first + 320} via {fam.gw} dev eth0'
+    nl(f'nexthop add {nexthop}')
+    ip(f'route add {prefix} nhid {fam.first + 320}')
+    for note, neigh, neighbour, dst in without_inet6(fam, (
+            (': plain', '', fam.gw, GW),
+            (': via', f'neigh via {fam.mbox}', fam.mbox, MBOX),
+            (': via inet6', f'neigh via inet6 {IPV6.mbox}', IPV6.mbox, MBOX),
+            (': via nobody', f'neigh via {unknown}', unknown, None))):
+        nl(f'nexthop replace {nexthop} {neigh}')
         answer = ask(prefix[1])
-        yield (expect_addresses(note, answer, dst, HOST, nexthop) if dst else
+        yield (expect_addresses(note, answer, dst, HOST, neighbour) if dst else
                expect_no_neighbour(note, answer))
-        yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), nexthop)
+        yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), neighbour)
     # A program would send to it, from the device's address.
-    nl(f'nexthop replace id 320 via 192.0.2.1 dev eth0 neigh via 192.0.2.212 src-lladdr {VMAC}')
+    nl(f'nexthop replace {nexthop} neigh via {unknown} src-lladdr {VMAC}')
     yield expect_stack(': nobody+source', ask(prefix[1]))
 
 
+@both
 def fib_lookup_addresses(_, prefix):
     """BPF lookup"""
+    fam = family(prefix)
     know_neighbours()
-    nl('nexthop add id 321 via 192.0.2.1 dev eth0')
-    ip(f'route add {prefix} nhid 321')
+    number, unknown = fam.first + 321, nobody(fam)
+    nl(f'nexthop add id {number} via {fam.gw} dev eth0')
+    ip(f'route add {prefix} nhid {number}')
     # Where the gateway does not matter, it is one that nobody knows.
     for note, gateway, neigh, dst, src in (
-            (': lladdr', NOBODY, f'lladdr {MBOX}', MBOX, HOST),
-            (': source', '192.0.2.1', f'src-lladdr {VMAC}', GW, VMAC),
-            (': both', NOBODY, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
-            (': via+source', NOBODY, f'via 192.0.2.9 src-lladdr {VMAC}', MBOX, VMAC),
-            (': via the source', NOBODY, f'via 192.0.2.9 src-lladdr {MBOX}', MBOX, HOST)):
-        nl(f'nexthop replace id 321 via {gateway} dev eth0 neigh {neigh}')
-        nexthop = '192.0.2.9' if neigh.startswith('via ') else gateway
+            (': lladdr', unknown, f'lladdr {MBOX}', MBOX, HOST),
+            (': source', fam.gw, f'src-lladdr {VMAC}', GW, VMAC),
+            (': both', unknown, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
+            (': via+source', unknown, f'via {fam.mbox} src-lladdr {VMAC}', MBOX, VMAC),
+            (': via the source', unknown, f'via {fam.mbox} src-lladdr {MBOX}', MBOX, HOST)):
+        nl(f'nexthop replace id {number} via {gateway} dev eth0 neigh {neigh}')
+        nexthop = fam.mbox if neigh.startswith('via ') else gateway
         yield expect_addresses(note, ask(prefix[1]), dst, src, nexthop)
         yield expect_stack(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))
     ip(f'route replace {prefix} via link {MBOX} dev eth0')
@@ -296,51 +316,60 @@ def fib_lookup_addresses(_, prefix):
     yield expect_stack(': via link, skip', ask(prefix[1], SKIP_NEIGH))
 
 
+@both
 def fib_lookup_preserve(_, prefix):
     """BPF lookup"""
+    fam = family(prefix)
     know_neighbours()
     add_override(prefix, 322, 'preserve')
     yield expect_stack(': preserve', ask(prefix[1]))
     yield expect_stack(': preserve, skip', ask(prefix[1], SKIP_NEIGH))
-    nl(f'nexthop replace id 322 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} preserve')
+    nl(f'nexthop replace id {fam.first + 322} via {fam.gw} dev eth0 neigh lladdr {MBOX} preserve')
     yield expect_stack(': lladdr+preserve', ask(prefix[1]))
 
 
+@both
 def fib_lookup_fallback(_, prefix):
     """BPF fallback"""
+    fam = family(prefix)
     know_neighbours()
-    add_override(prefix, 323, 'via 192.0.2.213 fallback')
+    away = f'{fam.lan}213'
+    add_override(prefix, 323, f'via {away} fallback')
     # While it is not valid, somebody has to ask for the neighbour: a packet.
     yield expect_stack(': absent', ask(prefix[1]))
     yield expect_stack(': absent, skip', ask(prefix[1], SKIP_NEIGH))
-    ip(f'neigh replace 192.0.2.213 lladdr {MBOX} nud stale dev eth0')
-    yield expect_addresses(': valid', ask(prefix[1]), MBOX, HOST, '192.0.2.213')
-    yield expect_nexthop(': valid, skip', ask(prefix[1], SKIP_NEIGH), '192.0.2.213')
-    ip('neigh replace 192.0.2.213 nud failed dev eth0')
+    ip(f'neigh replace {away} lladdr {MBOX} nud stale dev eth0')
+    yield expect_addresses(': valid', ask(prefix[1]), MBOX, HOST, away)
+    yield expect_nexthop(': valid, skip', ask(prefix[1], SKIP_NEIGH), away)
+    ip(f'neigh replace {away} nud failed dev eth0')
     yield expect_stack(': failed', ask(prefix[1]))
     yield expect_stack(': failed, skip', ask(prefix[1], SKIP_NEIGH))
 
 
+@both
 def fib_lookup_flags(_, prefix):
     """BPF lookup"""
+    fam = family(prefix)
     know_neighbours()
-    add_override(prefix, 324, f'via 192.0.2.9 src-lladdr {VMAC}')
-    for note, flags, source in ((': DIRECT', DIRECT, '0.0.0.0'), (': OUTPUT', OUTPUT, '0.0.0.0'),
-                                (': SRC', SRC, '192.0.2.2')):
+    add_override(prefix, 324, f'via {fam.mbox} src-lladdr {VMAC}')
+    none = '::' if fam is IPV6 else '0.0.0.0'
+    for note, flags, source in ((': DIRECT', DIRECT, none), (': OUTPUT', OUTPUT, none),
+                                (': SRC', SRC, fam.host)):
         answer = ask(prefix[1], flags)
-        row = expect_addresses(note, answer, MBOX, VMAC, '192.0.2.9')
+        row = expect_addresses(note, answer, MBOX, VMAC, fam.mbox)
         if not row.problem and answer.source != source:
-            row = row._replace(problem=f'the IPv4 source is {answer.source}, not {source}')
+            row = row._replace(problem=f'the IP source is {answer.source}, not {source}')
         yield row
 
 
 @contextlib.contextmanager
 def mbox_route(prefix, *words):
     """Packets of host go to mbox, which has a nexthop for them."""
-    ip(f'route replace {prefix} via 192.0.2.9')
-    ip_batch('mbox', f'neigh replace {NOBODY} lladdr {NOBODY_MAC} nud permanent dev eth0',
-             f'neigh replace 192.0.2.1 lladdr {GW} nud reachable dev eth0',
-             f'neigh replace 192.0.2.2 lladdr {HOST} nud reachable dev eth0',
+    fam = family(prefix)
+    ip(f'route replace {prefix} via {fam.mbox}')
+    ip_batch('mbox', f'neigh replace {nobody(fam)} lladdr {NOBODY_MAC} nud permanent dev eth0',
+             f'neigh replace {fam.gw} lladdr {GW} nud reachable dev eth0',
+             f'neigh replace {fam.host} lladdr {HOST} nud reachable dev eth0',
              f'neigh replace 2001:db8::1 lladdr {GW} nud reachable dev eth0')
     with inside('mbox'):
         netlink_here(None, ' '.join(('nexthop add id 325', *words)))
@@ -349,7 +378,7 @@ def mbox_route(prefix, *words):
         yield
     finally:
         # The route goes with it.
-        ip_batch('mbox', 'nexthop delete id 325', f'neigh delete {NOBODY} dev eth0')
+        ip_batch('mbox', 'nexthop delete id 325', f'neigh delete {nobody(fam)} dev eth0')
 
 
 def relayed(wire, address):
@@ -361,70 +390,82 @@ def relayed(wire, address):
     if len(frames) != 1:
         return Frame(None, None, [], f'mbox sent it {len(frames)} times')
     data, = frames
-    if data[22] != 64:
+    if data[IP_TTL[family(address)]] != 64:
         problem = 'mbox itself forwarded it: its time to live is less'
     return Frame(data[0:6].hex(':'), data[6:12].hex(':'), [], problem)
 
 
+@both
 def fib_redirect(wire, prefix):
     """BPF forwarding"""
+    fam = family(prefix)
     for note, gateway, neigh, dst, src in (
-            ('plain', '192.0.2.1', '', GW, MBOX),
-            ('via', NOBODY, 'neigh via 192.0.2.1', GW, MBOX),
-            ('preserve', '192.0.2.1', 'neigh preserve strict', GW, MBOX),
-            ('lladdr', NOBODY, f'neigh lladdr {GW}', GW, MBOX),
-            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', GW, VMAC)):
+            ('plain', fam.gw, '', GW, MBOX),
+            ('via', nobody(fam), f'neigh via {fam.gw}', GW, MBOX),
+            ('preserve', fam.gw, 'neigh preserve strict', GW, MBOX),
+            ('lladdr', nobody(fam), f'neigh lladdr {GW}', GW, MBOX),
+            ('both', nobody(fam), f'neigh lladdr {GW} src-lladdr {VMAC}', GW, VMAC)):
         with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
                 attached('mbox', 'eth0', TCX_INGRESS, forwarder, prefix[1]):
             yield expect(relayed(wire, prefix[1]), dst, src, f': {note}')
 
 
+@both
 def redirect_neigh(wire, prefix):
     """BPF neighbour"""
-    for note, gateway, neigh, src in (
-            ('plain', '192.0.2.1', '', MBOX),
-            ('via', NOBODY, 'neigh via 192.0.2.1', MBOX),
-            ('via inet6', NOBODY, 'neigh via inet6 2001:db8::1', MBOX),
-            ('lladdr', NOBODY, f'neigh lladdr {GW}', MBOX),
-            ('both', NOBODY, f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC),
-            ('preserve', '192.0.2.1', 'neigh preserve strict', MBOX)):
+    fam = family(prefix)
+    for note, gateway, neigh, src in without_inet6(fam, (
+            ('plain', fam.gw, '', MBOX),
+            ('via', nobody(fam), f'neigh via {fam.gw}', MBOX),
+            ('via inet6', nobody(fam), f'neigh via inet6 {IPV6.gw}', MBOX),
+            ('lladdr', nobody(fam), f'neigh lladdr {GW}', MBOX),
+            ('both', nobody(fam), f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC),
+            ('preserve', fam.gw, 'neigh preserve strict', MBOX))):
         with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
                 attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1]):
             yield expect(relayed(wire, prefix[1]), GW, src, f': {note}')
 
 
+@both
 def redirect_neigh_explicit(wire, prefix):
     """BPF neighbour"""
+    fam = family(prefix)
     neigh = f'neigh lladdr {NOBODY_MAC} src-lladdr {VMAC}'
-    with mbox_route(prefix, 'via 192.0.2.1 dev eth0', neigh), \
-            attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1], '192.0.2.1'):
+    with mbox_route(prefix, f'via {fam.gw} dev eth0', neigh), \
+            attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1], fam.gw):
         yield expect(relayed(wire, prefix[1]), GW, MBOX, ': to gw')
 
 
+@both
 def redirect_neigh_egress(wire, prefix):
     """BPF egress"""
+    fam = family(prefix)
     know_neighbours()
     # The packets are on their way to another device.
     ip('link add bpf0 type dummy')
     ip('link set bpf0 up')
+    number = fam.first + 326
     ip(f'route add {prefix} dev bpf0')
-    nl(f'nexthop add id 326 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
-    ip(f'route add {prefix} nhid 326 metric 1')
+    nl(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
+    # For IPv6 only routes of the same metric are chosen from by their device.
+    ip(f'route append {prefix} nhid {number}' + ' metric 1' * (fam is IPV4))
     for note, nexthop, dst, src in ((': route', (), MBOX, VMAC),
-                                    (': to gw', ('192.0.2.1',), GW, HOST)):
+                                    (': to gw', (fam.gw,), GW, HOST)):
         with attached('host', 'bpf0', TCX_EGRESS, neighbour_redirector, prefix[1], *nexthop):
             yield expect(wire.send(prefix[1]), dst, src, note)
     ip('link delete bpf0')
 
 
+@both
 def redirect_neigh_queued(wire, prefix):
     """BPF on eth0"""
+    fam = family(prefix)
     know_neighbours()
     add_override(prefix, 327, f'lladdr {MBOX} src-lladdr {VMAC}')
-    with attached('host', 'eth0', TCX_EGRESS, diverter, prefix[1], '192.0.2.1'):
+    with attached('host', 'eth0', TCX_EGRESS, diverter, prefix[1], fam.gw):
         yield expect(wire.send(prefix[1]), GW, HOST, ': to gw')
         # The packet waits, with a route that has an override.
-        forget('192.0.2.1')
+        forget(fam.gw)
         yield expect(wire.send(prefix[1]), GW, HOST, ': to gw, waited')
         yield expect(wire.send(prefix[2]), MBOX, VMAC, ': others')
 

@@ -24,15 +24,12 @@ import time
 
 import netlink
 from consumers import another_host, connect_node
-from lab import (DEADLINE, GW, HOST, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire, add_override,
-                 expect, forget, inside, ip, ip_batch, nl, set_up)
+from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, PORT, PREFIXES, TRANSPARENT, VMAC,
+                 Failure, Row, Wire, add_override, both, expect, family, forget, inside, ip,
+                 ip_batch, nl, set_up, without_inet6)
 
-NOBODY = '192.0.2.237'
-# <linux/in.h>, <linux/udp.h>, <linux/socket.h>
-IP_TRANSPARENT, SOL_UDP, UDP_SEGMENT, MSG_PROBE = 19, 17, 103, 0x10
-# The bit of RTNLGRP_NEXTHOP of <linux/rtnetlink.h>; <linux/icmpv6.h>
-RTMGRP_NEXTHOP, NEIGHBOUR_SOLICITATION = 1 << 32 - 1, 135
-IP_UDP_HEADERS = 28
+# <linux/udp.h>, <linux/socket.h>; the bit of RTNLGRP_NEXTHOP of <linux/rtnetlink.h>
+SOL_UDP, UDP_SEGMENT, MSG_PROBE, RTMGRP_NEXTHOP = 17, 103, 0x10, 1 << 32 - 1
 
 # Neighbour sysctls that make a fallback quick
 QUICK = {'base_reachable_time_ms': 200, 'delay_first_probe_time': 0, 'retrans_time_ms': 50,
@@ -45,30 +42,46 @@ TRACING = '/sys/kernel/tracing'
 OVERRIDES, DROPS = 'neigh_override/neigh_override', 'skb/kfree_skb'
 CHOICE = re.compile(r'neigh_override: dev (\S+) saddr (\S+) daddr (\S+) nh (\S+) '
                     r'lladdr (\S+) \((\S+)\) src-lladdr (\S+) \((\S+)\)(| dropped)$')
-NO_ADDRESS, NO_LLADDR = '0.0.0.0', '00:00:00:00:00:00'
+NO_LLADDR = '00:00:00:00:00:00'
 # What the other counters are when nothing special happens
 NOTHING_ELSE = 'fallback 0 unknown 0 failed 0 forwarded 0'
 
 Choice = collections.namedtuple('Choice', 'dev saddr daddr nh lladdr why src src_why dropped')
 
 
+def nobody(fam):
+    """An address on the LAN that nobody has."""
+    return f'{fam.lan}237'
+
+
+def no_address(fam):
+    """What stands for the neighbour where there is none."""
+    return '0.0.0.0' if fam is IPV4 else '::'
+
+
+def all_of(fam):
+    """The prefix of the LAN."""
+    return f'{fam.lan}0/{fam.length}'
+
+
+def headers(fam):
+    """Bytes of IP and UDP headers."""
+    return {IPV4: 20, IPV6: 40}[fam] + 8
+
+
 def know(*addresses, state='reachable'):
     """Let host have valid neighbour entries."""
-    lladdrs = {'192.0.2.1': GW, '192.0.2.9': MBOX, '2001:db8::9': MBOX}
     for address in addresses:
-        ip(f'neigh replace {address} lladdr {lladdrs[address]} nud {state} dev eth0')
+        lladdr = GW if address == family(address).gw else MBOX
+        ip(f'neigh replace {address} lladdr {lladdr} nud {state} dev eth0')
 
 
 # --- packets ---
 
 def asks_for(frame):
     """The address that a frame asks the link-layer address of, if any."""
-    what, data, _ = frame
-    if what and what[:2] == ('ARP', 'request'):
-        return what[2]
-    if data[12:14] == b'\x86\xdd' and data[54:55] == bytes([NEIGHBOUR_SOLICITATION]):
-        return socket.inet_ntop(socket.AF_INET6, data[62:78])
-    return None
+    what, _, _ = frame
+    return what[2] if what and what[1] == 'request' else None
 
 
 def sent_asking(wire, address, *wanted):
@@ -98,8 +111,8 @@ def send_as(wire, source, address, name='host'):
 def foreign(source, address, name='host'):
     """A connected socket with a source of others."""
     with inside(name):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+        sock = socket.socket(family(address).number, socket.SOCK_DGRAM)
+    sock.setsockopt(*TRANSPARENT[family(address)], 1)
     sock.bind((source, 0))
     sock.connect((str(address), PORT))
     return sock
@@ -169,9 +182,9 @@ class Stream:
 
 # --- a neighbour that is away ---
 
-def neigh_sysctl(name, value=None):
+def neigh_sysctl(name, value=None, fam=IPV4):
     """The number that a neighbour sysctl of eth0 of host was; set it."""
-    with inside('host'), open(f'/proc/sys/net/ipv4/neigh/eth0/{name}', 'r+',
+    with inside('host'), open(f'/proc/sys/net/ipv{fam.option[1]}/neigh/eth0/{name}', 'r+',
                               encoding='ascii') as file:
         before = int(file.read())
         if value is not None:
@@ -181,22 +194,25 @@ def neigh_sysctl(name, value=None):
 
 
 @contextlib.contextmanager
-def neigh_sysctls(values):
+def neigh_sysctls(values, fam=IPV4):
     """Set neighbour sysctls for a while."""
-    before = {name: neigh_sysctl(name, value) for name, value in values.items()}
+    before = {name: neigh_sysctl(name, value, fam) for name, value in values.items()}
     try:
         yield
     finally:
         for name, value in before.items():
-            neigh_sysctl(name, value)
+            neigh_sysctl(name, value, fam)
 
 
-def detection_time():
+def detection_time(fam):
     """Seconds from the last sign of life to NUD_FAILED: at least, at most."""
-    probes = neigh_sysctl('ucast_solicit') * neigh_sysctl('retrans_time_ms') / 1000
+    number, interval, reachable, delay = (
+        neigh_sysctl(name, fam=fam) for name in ('ucast_solicit', 'retrans_time_ms',
+                                                 'base_reachable_time_ms',
+                                                 'delay_first_probe_time'))
+    probes = number * interval / 1000
     # What it is multiplied by is random.
-    reachable = 1.5 * neigh_sysctl('base_reachable_time_ms') / 1000
-    return probes, reachable + neigh_sysctl('delay_first_probe_time') + probes
+    return probes, 1.5 * reachable / 1000 + delay + probes
 
 
 # *_seconds: (at least, it took, at most); undetected: datagrams sent to mbox in vain
@@ -206,8 +222,9 @@ Outage = collections.namedtuple(
 
 def outage(stream):
     """Send through mbox, take it away and give it back."""
-    least, most = detection_time()
-    retrans = neigh_sysctl('retrans_time_ms') / 1000
+    fam = family(stream.address)
+    least, most = detection_time(fam)
+    retrans = neigh_sysctl('retrans_time_ms', fam=fam) / 1000
     stream.send_until(MBOX, DEADLINE)
     stream.send_more(retrans)
     first, taking = len(stream.sent), time.monotonic()
@@ -216,7 +233,7 @@ def outage(stream):
         taken = time.monotonic()
         detected = stream.send_until(GW, most * LATE + DEADLINE)
         # Until it has been looked for in vain and is looked for again
-        stream.send_more(retrans * (neigh_sysctl('mcast_solicit') + 1))
+        stream.send_more(retrans * (neigh_sysctl('mcast_solicit', fam=fam) + 1))
     finally:
         ip_batch('lan', 'link set mbox master br0')
     given = time.monotonic()
@@ -290,53 +307,61 @@ def choices(lines, address):
 
 # --- fallback ---
 
+@both
 def fallback(wire, prefix):
     """fallback"""
+    fam = family(prefix)
     # note, number, neigh, who is asked for, source
-    kinds = ((': via', 370, 'via 192.0.2.9', '192.0.2.9', HOST),
-             (': via inet6', 371, 'via inet6 2001:db8::9', '2001:db8::9', HOST),
-             (': via + src', 372, f'via 192.0.2.9 src-lladdr {VMAC}', '192.0.2.9', VMAC))
-    for address, (note, number, neigh, preferred, src) in zip(prefix, kinds):
+    kinds = [(': via', 370, f'via {fam.mbox}', fam.mbox, HOST),
+             (': via inet6', 371, f'via inet6 {IPV6.mbox}', IPV6.mbox, HOST),
+             (': via + src', 372, f'via {fam.mbox} src-lladdr {VMAC}', fam.mbox, VMAC)]
+    for address, (note, number, neigh, preferred, src) in zip(prefix, without_inet6(fam, kinds)):
         add_override(address, number, f'{neigh} fallback')
         forget(preferred)
         yield expect(sent_asking(wire, address, preferred), GW, src, f'{note}, first')
         yield expect(sent_until(wire, address, MBOX), MBOX, src, f'{note}, soon')
 
 
+@both
 def fallback_unknown(wire, prefix):
     """fallback"""
-    for note, number, nobody in ((': nobody', 373, NOBODY),
-                                 (': nobody, inet6', 374, '2001:db8::237')):
-        forget(nobody)
-        add_override(prefix[1], number, f'via {nobody} fallback')
-        yield expect(sent_asking(wire, prefix[1], nobody), GW, HOST, note)
+    fam = family(prefix)
+    kinds = (': nobody', 373, nobody(fam)), (': nobody, inet6', 374, nobody(IPV6))
+    for note, number, address in without_inet6(fam, kinds):
+        forget(address)
+        add_override(prefix[1], number, f'via {address} fallback')
+        yield expect(sent_asking(wire, prefix[1], address), GW, HOST, note)
         ip(f'route del {prefix[1]}')
     # The packet waits for gw, and is gw's when both have answered.
-    forget('192.0.2.0/24')
-    add_override(prefix[2], 375, 'via 192.0.2.9 fallback')
-    yield expect(sent_asking(wire, prefix[2], '192.0.2.9', '192.0.2.1'), GW, HOST, ': both unknown')
-    nl(f'nexthop add id 376 dev eth0 neigh via {NOBODY} fallback')
-    ip(f'route add {prefix[3]} nhid 376')
+    forget(all_of(fam))
+    add_override(prefix[2], 375, f'via {fam.mbox} fallback')
+    yield expect(sent_asking(wire, prefix[2], fam.mbox, fam.gw), GW, HOST, ': both unknown')
+    number = fam.first + 376
+    nl(f'{fam.option} nexthop add id {number} dev eth0 neigh via {nobody(fam)} fallback')
+    ip(f'route add {prefix[3]} nhid {number}')
     ip(f'neigh replace {prefix[3]} lladdr {MBOX} dev eth0')
     yield expect(wire.send(prefix[3]), MBOX, HOST, ': no gateway')
     ip(f'neigh del {prefix[3]} dev eth0')
 
 
+@both
 def fallback_outage(wire, prefix):
     """outage"""
-    add_override(prefix, 377, 'via 192.0.2.9 fallback counters')
-    forget('192.0.2.9')
-    know('192.0.2.1')
-    with neigh_sysctls(QUICK), traced(OVERRIDES) as lines, Stream(wire, prefix[1]) as stream:
+    fam = family(prefix)
+    add_override(prefix, 377, f'via {fam.mbox} fallback counters')
+    forget(fam.mbox)
+    know(fam.gw)
+    with neigh_sysctls(QUICK, fam), traced(OVERRIDES) as lines, \
+            Stream(wire, prefix[1]) as stream:
         result = outage(stream)
         traces = choices(lines(), prefix[1])
     yield within(': detected', 'by gw', result.detect_seconds)
     yield within(': over', 'by mbox', result.return_seconds)
     yield Row(': lost', f'{result.undetected} until detected, 0 later',
               f'{result.lost_undetected} until detected, {result.lost_otherwise} later', None)
-    sent, by_gw = len(stream.sent), stream.went.count(GW)
-    yield Row(': counted', f'packets {sent} fallback {by_gw}',
-              f'packets {stat(377, "packets")} fallback {stat(377, "fallback")}', None)
+    number, sent, fallbacks = fam.first + 377, len(stream.sent), stream.went.count(GW)
+    yield Row(': counted', f'packets {sent} fallback {fallbacks}',
+              f'packets {stat(number, "packets")} fallback {stat(number, "fallback")}', None)
     wanted = [('fallback' if dst == GW else 'via', dst) for dst in stream.went]
     agreed = sum(pair == (choice.why, choice.lladdr) for pair, choice in zip(wanted, traces))
     yield Row(': traced', f'{sent} choices, {sent} as the frames',
@@ -352,9 +377,9 @@ def confirming(address, flags, payload=b'alive'):
 def talking(address):
     """Say so as TCP does, when data has been acknowledged."""
     with inside('server'):
-        listener = socket.create_server((str(address), PORT))
+        listener = socket.create_server(('', PORT), family=family(address).number)
     with inside('host'):
-        client = socket.socket()
+        client = socket.socket(family(address).number)
     with listener, client:
         for sock in listener, client:
             sock.settimeout(DEADLINE)
@@ -378,28 +403,30 @@ ALIVE = {
 }
 
 
-def confirmed():
+def confirmed(fam):
     """The neighbours of host that have been confirmed just now."""
-    names = {'192.0.2.1': 'gw', '192.0.2.9': 'mbox', NOBODY: 'nobody'}
+    names = {fam.gw: 'gw', fam.mbox: 'mbox', nobody(fam): 'nobody'}
     # Entries start with an age of twice that.
-    age = neigh_sysctl('base_reachable_time_ms') / 1000
+    age = neigh_sysctl('base_reachable_time_ms', fam=fam) / 1000
     entries = json.loads(ip('-json -statistics neigh show dev eth0'))
     return [names[entry['dst']] for entry in entries
             if entry['dst'] in names and entry['confirmed'] < age]
 
 
+@both
 def fallback_confirms(_, prefix):
     """alive"""
-    for address, number, preferred, used in ((prefix[1], 378, NOBODY, 'gw'),
-                                             (prefix[2], 379, '192.0.2.9', 'mbox')):
+    fam = family(prefix)
+    for address, number, preferred, used in ((prefix[1], 378, nobody(fam), 'gw'),
+                                             (prefix[2], 379, fam.mbox, 'mbox')):
         add_override(address, number, f'via {preferred} fallback')
         for note, act in ALIVE.items():
-            forget('192.0.2.0/24')
-            know('192.0.2.1', '192.0.2.9', state='stale')
+            forget(all_of(fam))
+            know(fam.gw, fam.mbox, state='stale')
             act(address)
             expected = [] if note == ': UDP' else [used]
-            yield Row(f'{note}, by {used}', f'confirmed: {expected}', f'confirmed: {confirmed()}',
-                      None)
+            yield Row(f'{note}, by {used}', f'confirmed: {expected}',
+                      f'confirmed: {confirmed(fam)}', None)
 
 
 # --- counters ---
@@ -427,29 +454,45 @@ def added(number, act):
             f'bytes {stat(number, "bytes") - before[1]}')
 
 
+@both
 def counters(wire, prefix):
     """counters"""
-    kinds = ((': lladdr', 380, f'lladdr {MBOX}'), (': via', 381, 'via 192.0.2.9'),
-             (': via inet6', 382, 'via inet6 2001:db8::9'),
+    fam = family(prefix)
+    kinds = ((': lladdr', 380, f'lladdr {MBOX}'), (': via', 381, f'via {fam.mbox}'),
+             (': via inet6', 382, f'via inet6 {IPV6.mbox}'),
              (': src-lladdr', 383, f'src-lladdr {VMAC}'))
-    forget('192.0.2.0/24', '2001:db8::/64')
-    for address, (note, number, neigh) in zip(prefix, kinds):
+    forget(all_of(IPV4), all_of(IPV6))
+    for address, (note, number, neigh) in zip(prefix, without_inet6(fam, kinds)):
         add_override(address, number, f'{neigh} counters')
         with wire.flow(address) as sock:
             on_wire = send_counted(wire, sock, 20, 100)
-        expected = f'packets 20 bytes {20 * (IP_UDP_HEADERS + 100)}'
-        yield Row(note, f'{expected} {NOTHING_ELSE}', stats(number),
+        expected = f'packets 20 bytes {20 * (headers(fam) + 100)}'
+        yield Row(note, f'{expected} {NOTHING_ELSE}', stats(fam.first + number),
                   None if on_wire == expected else f'on the wire: {on_wire}')
+    number = fam.first + 380
     with wire.flow(prefix[0]) as sock:
-        # The UDP header is in the first of the fragments.
-        yield Row(': fragments', f'packets 3 bytes {3 * 20 + 8 + 3000}',
-                  added(380, lambda: sock.send(bytes(3000))), None)
+        # The UDP header is in the first of the fragments; IPv6 has one for fragments.
+        yield Row(': fragments', f'packets 3 bytes {3 * {IPV4: 20, IPV6: 48}[fam] + 8 + 3000}',
+                  added(number, lambda: sock.send(bytes(3000))), None)
         sock.setsockopt(SOL_UDP, UDP_SEGMENT, 100)
-        yield Row(': GSO', 'packets 1 bytes 1028', added(380, lambda: sock.send(bytes(1000))), None)
-    nl(f'nexthop replace id 380 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC} counters')
+        yield Row(': GSO', f'packets 1 bytes {headers(fam) + 1000}',
+                  added(number, lambda: sock.send(bytes(1000))), None)
+    nl(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh src-lladdr {VMAC} counters')
     with wire.flow(prefix[0]) as sock:
         send_counted(wire, sock, 1, 50)
-    yield Row(': replaced', f'packets 1 bytes 78 {NOTHING_ELSE}', stats(380), None)
+    yield Row(': replaced', f'packets 1 bytes {headers(fam) + 50} {NOTHING_ELSE}', stats(number),
+              None)
+
+
+@contextlib.contextmanager
+def notifications():
+    """A socket that gets what host says about nexthops."""
+    with inside('host'):
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    with events:
+        events.bind((0, RTMGRP_NEXTHOP))
+        events.settimeout(DEADLINE)
+        yield events
 
 
 def notification(events):
@@ -459,52 +502,54 @@ def notification(events):
         return netlink.show(body[netlink.NHMSG.size:], netlink.NEXTHOP)
 
 
+@both
 def counters_shown(wire, prefix):
     """counters"""
-    words = f'via 192.0.2.1 dev eth0 neigh lladdr {MBOX}'
-    with inside('host'):
-        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    with events:
-        events.bind((0, RTMGRP_NEXTHOP))
-        events.settimeout(DEADLINE)
-        nl(f'nexthop add id 385 {words} counters')
-        made = notification(events)
-        ip(f'route add {prefix[2]} nhid 385')
+    fam = family(prefix)
+    first = fam.first + 384
+    words = f'via {fam.gw} dev eth0 neigh lladdr {MBOX}'
+    with notifications() as events:
+        nl(f'nexthop add id {first + 1} {words} counters')
+        notified = [notification(events)]
+        ip(f'route add {prefix[2]} nhid {first + 1}')
         with wire.flow(prefix[2]) as sock:
             send_counted(wire, sock, 1, 50)
-            nl(f'nexthop replace id 385 {words} counters')
-            replaced = notification(events)
+            nl(f'nexthop replace id {first + 1} {words} counters')
+            notified.append(notification(events))
             send_counted(wire, sock, 1, 50)
     add_override(prefix[1], 384, f'lladdr {MBOX}')
     wire.send(prefix[1])
-    counts = f'counters stats packets 1 bytes 78 {NOTHING_ELSE}'
+    counts = f'counters stats packets 1 bytes {headers(fam) + 50} {NOTHING_ELSE}'
     dump = {line.split()[1]: line for line in nl('nexthop show stats').splitlines()}
     for note, expected, line in (
-            (': no flag, stats', 'nothing', nl('nexthop show id 384 stats')),
-            (': no flag, dump', 'nothing', dump['384']),
-            (': show', 'counters', nl('nexthop show id 385')),
-            (': show stats', counts, nl('nexthop show id 385 stats')),
-            (': dump', counts, dump['385']),
+            (': no flag, stats', 'nothing', nl(f'nexthop show id {first} stats')),
+            (': no flag, dump', 'nothing', dump[f'{first}']),
+            (': show', 'counters', nl(f'nexthop show id {first + 1}')),
+            (': show stats', counts, nl(f'nexthop show id {first + 1} stats')),
+            (': dump', counts, dump[f'{first + 1}']),
             (': route get', 'counters', nl(f'route get {prefix[2]}')),
-            (': made, notified', 'counters', made),
-            (': replaced, notified', 'counters', replaced)):
+            (': made, notified', 'counters', notified[0]),
+            (': replaced, notified', 'counters', notified[1])):
         _, shown, rest = line.partition(f' neigh lladdr {MBOX}')
         yield Row(note, expected, rest.strip() or 'nothing' if shown else line, None)
     # Nothing but an address: RTA_VIA says it all.
-    nl(f'nexthop add id 400 dev eth0 neigh lladdr {MBOX} counters')
-    ip(f'route add {prefix[3]} nhid 400')
+    nl(f'{fam.option} nexthop add id {first + 16} dev eth0 neigh lladdr {MBOX} counters')
+    ip(f'route add {prefix[3]} nhid {first + 16}')
     yield Row(': no gateway', f'{prefix[3]} via link {MBOX} dev eth0', nl(f'route get {prefix[3]}'),
               None)
 
 
+@both
 def counters_group(wire, prefix):
     """counters"""
-    nl(f'nexthop add id 386 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC} counters')
-    nl(f'nexthop add id 387 dev eth0 neigh lladdr {MBOX} counters')
-    ip('nexthop add id 388 group 386/387')
-    ip(f'route add {prefix} nhid 388')
+    fam = family(prefix)
+    first = fam.first + 386
+    nl(f'nexthop add id {first} via {fam.gw} dev eth0 neigh src-lladdr {VMAC} counters')
+    nl(f'{fam.option} nexthop add id {first + 1} dev eth0 neigh lladdr {MBOX} counters')
+    ip(f'nexthop add id {first + 2} group {first}/{first + 1}')
+    ip(f'route add {prefix} nhid {first + 2}')
     frames = [wire.send(prefix[1]) for _ in range(16)]
-    for note, number, dst in (': member 1', 386, GW), (': member 2', 387, MBOX):
+    for note, number, dst in (': member 1', first, GW), (': member 2', first + 1, MBOX):
         sent = sum(frame.dst == dst for frame in frames)
         yield Row(note, f'packets {sent}', f'packets {stat(number, "packets")}',
                   None if sent else f'all went the other way: {frames[0]}')
@@ -530,19 +575,21 @@ def send_in_vain(wire, source, address):
     return frames_to(wire, address)
 
 
+@both
 def counters_owner(wire, prefix):
     """counters"""
-    size = IP_UDP_HEADERS + len('in vain')
-    know('192.0.2.1', '192.0.2.9')
+    fam = family(prefix)
+    size = headers(fam) + len('in vain')
+    know(fam.gw, fam.mbox)
     for note, number, flags, failed in ((': preserve', 389, 'preserve', 0),
                                         (': preserve strict', 390, 'preserve strict', 2)):
         add_override(prefix[1], number, f'{flags} counters')
         with ignored_sources():
             seen = [len(send_in_vain(wire, source, prefix[1]))
-                    for source in ('192.0.2.2', '192.0.2.9', NOBODY, NOBODY)]
+                    for source in (fam.host, fam.mbox, nobody(fam), nobody(fam))]
         ip(f'route del {prefix[1]}')
         expected = f'fallback 0 unknown 2 failed {failed} forwarded 0'
-        yield Row(note, f'packets 4 bytes {4 * size} {expected}', stats(number),
+        yield Row(note, f'packets 4 bytes {4 * size} {expected}', stats(fam.first + number),
                   None if sum(seen) == 4 - failed else f'on the wire: {seen}')
 
 
@@ -575,43 +622,52 @@ def preserve_mark(wire, prefix):
             yield expect(wire.send_on(sock), GW, HOST, ': preserve, no mark')
 
 
+@both
 def preserve_link(wire, prefix):
     """owner by route"""
-    owner = '198.51.100.89'
-    know('192.0.2.1', '192.0.2.9', '2001:db8::9')
+    fam = family(prefix)
+    owner, number = f'{fam.beyond}89', fam.first + 398
+    know(fam.gw, fam.mbox, IPV6.mbox)
     add_override(prefix[1], 397, 'preserve')
-    nl('nexthop add id 398 dev eth0')
-    for note, route, neigh in ((': via link', f'via link {MBOX} dev eth0', None),
-                               (': lladdr', 'nhid 398', f'lladdr {MBOX} src-lladdr {VMAC}'),
-                               (': via', 'nhid 398', 'via 192.0.2.9'),
-                               (': via inet6', 'nhid 398', 'via inet6 2001:db8::9')):
+    nl(f'{fam.option} nexthop add id {number} dev eth0')
+    kinds = ((': via link', f'via link {MBOX} dev eth0', None),
+             (': lladdr', f'nhid {number}', f'lladdr {MBOX} src-lladdr {VMAC}'),
+             (': via', f'nhid {number}', f'via {fam.mbox}'),
+             (': via inet6', f'nhid {number}', f'via inet6 {IPV6.mbox}'))
+    for note, route, neigh in without_inet6(fam, kinds):
         if neigh:
-            nl(f'nexthop replace id 398 via 192.0.2.1 dev eth0 neigh {neigh}')
+            nl(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh {neigh}')
         ip(f'route replace {owner} {route}')
         with ignored_sources():
             yield expect(send_as(wire, owner, prefix[1]), GW, MBOX, note)
     ip(f'route delete {owner}')
 
 
+@both
 def preserve_forwarded(wire, prefix):
     """forward"""
-    know('192.0.2.1', '192.0.2.9')
+    fam = family(prefix)
+    know(fam.gw, fam.mbox)
     add_override(prefix[1], 399, 'preserve strict counters')
     with another_host(wire), traced(OVERRIDES) as lines:
-        connect_node('eth0')
-        ip_batch('node', f'route add {prefix[1]} via 192.0.2.2')
-        for rp_filter, who, source in ((0, 'mbox', '192.0.2.9'), (2, 'mbox', '192.0.2.9'),
-                                       (0, 'nobody', NOBODY)):
+        connect_node('eth0', fam=fam)
+        ip_batch('node', f'route add {prefix[1]} via {fam.host}')
+        # IPv6 has no such filter.
+        kinds = [(who, source, rp_filter) for who, source, rp_filter in (
+            ('mbox', fam.mbox, 0), ('mbox', fam.mbox, 2), ('nobody', nobody(fam), 0))
+                 if fam is IPV4 or not rp_filter]
+        for who, source, rp_filter in kinds:
             with inside('host'):
                 write('/proc/sys/net/ipv4/conf/eth0/rp_filter', rp_filter)
             frame = send_as(wire, source, prefix[1], 'node')
-            yield expect_choice(f' as {who}, rp_filter {rp_filter}', lines(), frame,
-                                (source, prefix[1]), f'{BY_GW}, {HOST} (forwarded)')
+            note = f' as {who}' + f', rp_filter {rp_filter}' * (fam is IPV4)
+            yield expect_choice(note, lines(), frame, (source, prefix[1]),
+                                f'{by_gw(fam)}, {HOST} (forwarded)')
     with inside('host'):
         write('/proc/sys/net/ipv4/conf/eth0/rp_filter', 0)
-    size = 3 * IP_UDP_HEADERS + sum(len(f'datagram {wire.sent - number}') for number in range(3))
-    yield Row(': counted', f'packets 3 bytes {size} fallback 0 unknown 0 failed 0 forwarded 3',
-              stats(399), None)
+    size = sum(headers(fam) + len(f'datagram {wire.sent - number}') for number in range(len(kinds)))
+    yield Row(': counted', f'packets {len(kinds)} bytes {size} fallback 0 unknown 0 failed 0 '
+                           f'forwarded {len(kinds)}', stats(fam.first + 399), None)
 
 
 def expect_choice(note, lines, frame, addresses, text):
@@ -630,65 +686,80 @@ def expect_choice(note, lines, frame, addresses, text):
                            f'{choice.src} ({choice.src_why}){choice.dropped}', problem)
 
 
-# note, neigh, source, text: neighbour, its address (reason), source (reason)
-BY_GW, BY_HOST = f'192.0.2.1 {GW} (own)', f'{HOST} (own)'
-TRACED = (
-    (': via', 'via 192.0.2.9', '192.0.2.2', f'192.0.2.9 {MBOX} (via), {BY_HOST}'),
-    (': via inet6', 'via inet6 2001:db8::9', '192.0.2.2',
-     f'2001:db8::9 {MBOX} (via), {BY_HOST}'),
-    (': lladdr', f'lladdr {MBOX}', '192.0.2.2', f'{NO_ADDRESS} {MBOX} (lladdr), {BY_HOST}'),
-    (': src-lladdr', f'src-lladdr {VMAC}', '192.0.2.2', f'{BY_GW}, {VMAC} (lladdr)'),
-    (': lladdr + src', f'lladdr {MBOX} src-lladdr {VMAC}', '192.0.2.2',
-     f'{NO_ADDRESS} {MBOX} (lladdr), {VMAC} (lladdr)'),
-    (': fallback', f'via {NOBODY} fallback', '192.0.2.2',
-     f'192.0.2.1 {GW} (fallback), {BY_HOST}'),
-    (': preserve, host', 'preserve', '192.0.2.2', f'{BY_GW}, {HOST} (local)'),
-    (': preserve, on-link', 'preserve', '192.0.2.9', f'{BY_GW}, {MBOX} (on-link)'),
-    (': preserve, gateway', f'lladdr {MBOX} preserve', '198.51.100.77',
-     f'{NO_ADDRESS} {MBOX} (lladdr), {GW} (gateway)'),
-    (': preserve, to itself', 'preserve', '198.51.100.77', f'{BY_GW}, {HOST} (own)'),
-    (': preserve, unknown', 'preserve', NOBODY, f'{BY_GW}, {HOST} (unknown)'),
-)
+def by_gw(fam, why='own'):
+    """What a trace says of a packet that goes to the gateway."""
+    return f'{fam.gw} {GW} ({why})'
 
 
+BY_HOST = f'{HOST} (own)'
+
+
+def kinds_traced(fam):
+    """Note, override, source; neighbour, its address (reason) and source (reason) as traced."""
+    nowhere, by_mbox = f'{no_address(fam)} {MBOX} (lladdr)', f'{fam.mbox} {MBOX} (via)'
+    far = f'{fam.beyond}77'
+    return without_inet6(fam, (
+        (': via', f'via {fam.mbox}', fam.host, f'{by_mbox}, {BY_HOST}'),
+        (': via inet6', f'via inet6 {IPV6.mbox}', fam.host,
+         f'{IPV6.mbox} {MBOX} (via), {BY_HOST}'),
+        (': lladdr', f'lladdr {MBOX}', fam.host, f'{nowhere}, {BY_HOST}'),
+        (': src-lladdr', f'src-lladdr {VMAC}', fam.host, f'{by_gw(fam)}, {VMAC} (lladdr)'),
+        (': lladdr + src', f'lladdr {MBOX} src-lladdr {VMAC}', fam.host,
+         f'{nowhere}, {VMAC} (lladdr)'),
+        (': fallback', f'via {nobody(fam)} fallback', fam.host,
+         f'{by_gw(fam, "fallback")}, {BY_HOST}'),
+        (': preserve, host', 'preserve', fam.host, f'{by_gw(fam)}, {HOST} (local)'),
+        (': preserve, on-link', 'preserve', fam.mbox, f'{by_gw(fam)}, {MBOX} (on-link)'),
+        (': preserve, gateway', f'lladdr {MBOX} preserve', far, f'{nowhere}, {GW} (gateway)'),
+        (': preserve, to itself', 'preserve', far, f'{by_gw(fam)}, {BY_HOST}'),
+        (': preserve, unknown', 'preserve', nobody(fam), f'{by_gw(fam)}, {HOST} (unknown)')))
+
+
+@both
 def trace(wire, prefix):
     """trace"""
-    know('192.0.2.1', '192.0.2.9', '2001:db8::9')
-    nl(f'nexthop add id 391 via 192.0.2.1 dev eth0 neigh lladdr {MBOX}')
-    ip(f'route add {prefix[1]} nhid 391')
+    fam = family(prefix)
+    number = fam.first + 391
+    know(fam.gw, fam.mbox, IPV6.mbox)
+    nl(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX}')
+    ip(f'route add {prefix[1]} nhid {number}')
     ip(f'route add {prefix[2]} via link {MBOX} dev eth0')
     with traced(OVERRIDES) as lines, ignored_sources():
-        for note, neigh, source, text in TRACED:
-            nl(f'nexthop replace id 391 via 192.0.2.1 dev eth0 neigh {neigh}')
+        for note, neigh, source, text in kinds_traced(fam):
+            nl(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh {neigh}')
             frame = send_as(wire, source, prefix[1])
             yield expect_choice(note, lines(), frame, (source, prefix[1]), text)
         frame = wire.send(prefix[2])
-        yield expect_choice(': via link', lines(), frame, ('192.0.2.2', prefix[2]),
-                            f'{NO_ADDRESS} {MBOX} (lladdr), {BY_HOST}')
+        yield expect_choice(': via link', lines(), frame, (fam.host, prefix[2]),
+                            f'{no_address(fam)} {MBOX} (lladdr), {BY_HOST}')
 
 
+@both
 def trace_no_frame(wire, prefix):
     """trace"""
-    forget('192.0.2.9')
-    add_override(prefix[1], 392, 'via 192.0.2.9')
+    fam = family(prefix)
+    forget(fam.mbox)
+    add_override(prefix[1], 392, f'via {fam.mbox}')
     add_override(prefix[2], 393, 'preserve strict')
     with traced(OVERRIDES) as lines:
         wire.send(prefix[1])
-        yield expect_choice(': not resolved yet', lines(), None, ('192.0.2.2', prefix[1]),
-                            f'192.0.2.9 {NO_LLADDR} (via), {BY_HOST}')
-        passed = send_in_vain(wire, NOBODY, prefix[2])
-        row = expect_choice(': preserve strict', lines(), None, (NOBODY, prefix[2]),
-                            f'{NO_ADDRESS} {NO_LLADDR} (own), {HOST} (unknown) dropped')
+        yield expect_choice(': not resolved yet', lines(), None, (fam.host, prefix[1]),
+                            f'{fam.mbox} {NO_LLADDR} (via), {BY_HOST}')
+        passed = send_in_vain(wire, nobody(fam), prefix[2])
+        row = expect_choice(': preserve strict', lines(), None, (nobody(fam), prefix[2]),
+                            f'{no_address(fam)} {NO_LLADDR} (own), {HOST} (unknown) dropped')
         yield row._replace(problem=row.problem or passed and 'there is a frame' or None)
 
 
+@both
 def drop_reason(wire, prefix):
     """drops"""
+    fam = family(prefix)
     add_override(prefix[1], 394, 'preserve')
     add_override(prefix[2], 395, 'preserve strict')
     with traced(DROPS) as lines:
         for note, address, drops in (': preserve', prefix[1], 0), (': strict', prefix[2], 3):
-            passed = [send_in_vain(wire, NOBODY, address) for _ in range(3)]
+            passed = [send_in_vain(wire, nobody(fam), address) for _ in range(3)]
             reasons = [line.rpartition('reason: ')[2] for line in lines()]
             yield Row(note, f'{drops} for NEIGH_STRICT, {3 - drops} frames',
                       f'{reasons.count("NEIGH_STRICT")} for NEIGH_STRICT, '

@@ -109,10 +109,10 @@ def ip_restore(_):
     complaint, before = restored('via link', 'legs', 'mixed')
     yield Row('save, restore: via link, legs, mixed', 'done', complaint)
     yield Row('kernel', 'all kept', difference(before, snapshot()))
-    for label in 'object', 'plain object':
-        yield Row(f'save, restore: {label}',
-                  'Error: Nexthop specification and nexthop id are mutually exclusive.',
-                  restored(label)[0])
+    for label, text in (('object', 'Set the neighbour override on a nexthop object'),
+                        ('plain object',
+                         'Nexthop specification and nexthop id are mutually exclusive')):
+        yield Row(f'save, restore: {label}', f'Error: {text}.', restored(label)[0])
         host(f'route add {PREFIX[label]} {WORDS[label]}')
     with without_compat():
         complaint, _ = restored('object', 'no gateway', 'group', 'plain object')

@@ -1,4 +1,4 @@
-"""Whatever sends IPv4 packets over an overridden route, not only UDP sockets."""
+"""Whatever sends packets over an overridden route, not only UDP sockets."""
 
 import contextlib
 import errno
@@ -8,8 +8,9 @@ import socket
 import subprocess
 from ipaddress import ip_address, ip_network
 
-from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override,
-                 inside, ip, ip_batch, netlink_here, nft, nl, refusal)
+from lab import (DEADLINE, ETH_P_ALL, GW, HOST, IPV4, IPV6, MBOX, PORT, VMAC, Failure, Row,
+                 add_override, both, family, inside, ip, ip_batch, netlink_here, nft, nl,
+                 refusal, set_sysctls)
 from lab import forget as forget_neighbours
 
 BOTH = f'lladdr {MBOX} src-lladdr {VMAC}'
@@ -18,7 +19,10 @@ NODE, NODE_BELOW = '02:00:00:00:00:05', '02:00:00:00:00:06'
 INNER = '02:00:00:00:03:02'
 
 # <linux/in.h>, <linux/udp.h>
-IP_MTU_DISCOVER, IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 10, 0, 1, 2
+IP_PMTUDISC_DONT, IP_PMTUDISC_WANT, IP_PMTUDISC_DO = 0, 1, 2
+# IP_MTU_DISCOVER and, of <linux/in6.h>, IPV6_MTU_DISCOVER and IPV6_FREEBIND
+MTU_DISCOVER = {IPV4: (socket.IPPROTO_IP, 10), IPV6: (socket.IPPROTO_IPV6, 23)}
+IPV6_FREEBIND = 78
 SOL_UDP, UDP_SEGMENT = 17, 103
 TCP_FIN, TCP_SYN, TCP_RST = 1, 2, 4
 
@@ -43,7 +47,7 @@ def netlink_in(name, line):
 def connected(name, address, device=None):
     """A UDP socket in a namespace, perhaps bound to a device."""
     with inside(name):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock = socket.socket(family(address).number, socket.SOCK_DGRAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     if device:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
@@ -69,9 +73,21 @@ def deliver(wire, sock, size=0, segments=1):
 
 def frames_to(wire, address, protocol=socket.IPPROTO_UDP, port='host'):
     """The frames to an address that came from the host at a port."""
-    wanted = b'\x08\x00', protocol, socket.inet_aton(str(address))
+    wanted = protocol, ip_address(str(address))
     return [data for _, data, from_host in wire.captured(port)
-            if from_host and (data[12:14], data[23], data[30:34]) == wanted]
+            if from_host and protocol_and_destination(data) == wanted]
+
+
+def protocol_and_destination(data):
+    """Of an IP packet in a frame; for IPv6 what the first header says."""
+    if data[12:14] == b'\x08\x00':
+        return data[23], ip_address(data[30:34])
+    return (data[20], ip_address(data[38:54])) if data[12:14] == b'\x86\xdd' else None
+
+
+def past_ip(frame):
+    """What comes after the IP header in a frame, which has no options."""
+    return frame[14 + (20 if frame[12:14] == b'\x08\x00' else 40):]
 
 
 def awaited(wire, address, protocol=socket.IPPROTO_UDP):
@@ -107,6 +123,7 @@ def another_host(wire, bridge_end='node'):
     """A host on the LAN, node; what the bridge has of its cable may be a VLAN device."""
     ip_batch(None, 'netns add node')
     try:
+        set_sysctls('node')
         ip_batch('lan', f'link add node type veth peer name eth0 address {NODE_BELOW} netns node',
                  'link set node up')
         if bridge_end != 'node':
@@ -123,13 +140,13 @@ def another_host(wire, bridge_end='node'):
         ip_batch(None, 'netns delete node')
 
 
-def connect_node(device, bridge_end='node'):
+def connect_node(device, bridge_end='node', fam=IPV4):
     """Give node's device its address, when all is up."""
     # The kernel notes a carrier later, but at once when somebody asks.
     ip_batch('node', 'link set eth0 up', 'link show dev eth0')
     ip_batch('lan', 'link show dev node', f'link show dev {bridge_end}')
     ip_batch('node', f'link set {device} up', f'link show dev {device}',
-             f'address add 192.0.2.5/24 dev {device}')
+             f'address add {fam.lan}5/{fam.length} dev {device}')
 
 
 # --- IPsec ---
@@ -177,13 +194,15 @@ def xfrm_tunnel(wire, prefix):
 
 # --- VRF, IPVS ---
 
+@both
 def vrf(wire, prefix):
     """VRF"""
+    fam = family(prefix)
     with another_host(wire):
         ip_batch('node', 'link add red type vrf table 10', 'link set red up',
                  'link set eth0 master red')
-        connect_node('eth0')
-        netlink_in('node', f'nexthop add id 203 via 192.0.2.1 dev eth0 neigh {BOTH}')
+        connect_node('eth0', fam=fam)
+        netlink_in('node', f'nexthop add id 203 via {fam.gw} dev eth0 neigh {BOTH}')
         ip_batch('node', f'route add {prefix[1]} vrf red nhid 203',
                  f'route add {prefix[2]} nhid 203')
         with connected('node', prefix[1], 'red') as sock:
@@ -236,9 +255,10 @@ def ipvs_director(wire, prefix):
 
 def make_tunnel(prefix, device, kind, options=''):
     """A tunnel from host to an address of server."""
-    for name, local, remote in (('host', '192.0.2.2', prefix[1]),
-                                ('server', prefix[1], '192.0.2.2')):
-        # Nothing of IPv6 is to go through it as well.
+    host = family(prefix).host
+    for name, local, remote in (('host', host, prefix[1]),
+                                ('server', prefix[1], host)):
+        # Nothing of its own is to go through it as well.
         ip_batch(name, f'link add {device} type {kind} local {local} remote {remote} {options}',
                  f'link set {device} addrgenmode none', f'link set {device} up')
 
@@ -261,18 +281,21 @@ def gre(wire, prefix):
     remove_tunnel('gre7')
 
 
+@both
 def vxlan(wire, prefix):
     """VXLAN"""
+    fam = family(prefix)
     add_override(prefix[1], 207, BOTH)
     make_tunnel(prefix, 'vxlan7', 'vxlan', 'id 7 dstport 4789')
     ip_batch('server', f'link set vxlan7 address {INNER}')
-    nl(f'nexthop add id 208 dev vxlan7 neigh lladdr {INNER} src-lladdr {NODE}')
-    ip(f'route add {prefix[2]} nhid 208 src 192.0.2.2')
+    number = fam.first + 208
+    nl(f'{fam.option} nexthop add id {number} dev vxlan7 neigh lladdr {INNER} src-lladdr {NODE}')
+    ip(f'route add {prefix[2]} nhid {number} src {fam.host}')
     with connected('host', prefix[2]) as sock:
         problem = deliver(wire, sock)
     frames = frames_to(wire, prefix[1])
     yield expect_frames(frames, (MBOX, VMAC), ': outer frame', problem=problem)
-    inner = [frame[14 + 20 + 8 + 8:] for frame in frames]
+    inner = [past_ip(frame)[8 + 8:] for frame in frames]
     yield expect_frames(inner, (INNER, NODE), ': inner frame', problem=problem)
     remove_tunnel('vxlan7')
 
@@ -300,11 +323,15 @@ def gretap(wire, prefix):
 
 # --- a packet that something else takes over ---
 
+@both
 def nft_fwd(wire, prefix):
     """nft fwd"""
+    fam = family(prefix)
     add_override(prefix, 233, BOTH)
+    table = 'ip6' if fam is IPV6 else 'ip'
     rules = (f'table netdev out {{ chain out {{ type filter hook egress device eth0 priority 0; '
-             f'ether daddr {MBOX} ip daddr {prefix[1]} fwd ip to 192.0.2.1 device eth0; }}; }}')
+             f'ether daddr {MBOX} {table} daddr {prefix[1]} fwd {table} to {fam.gw} '
+             f'device eth0; }}; }}')
     try:
         with inside('host'):
             nft(rules)
@@ -316,7 +343,7 @@ def nft_fwd(wire, prefix):
     # The first one waits for gw.
     for note in ', first', ', then':
         if note == ', first':
-            forget_neighbours('192.0.2.1')
+            forget_neighbours(fam.gw)
         with connected('host', prefix[1]) as sock:
             yield expect_delivery(wire, sock, (GW, HOST), note)
     with connected('host', prefix[2]) as sock:
@@ -327,12 +354,20 @@ def nft_fwd(wire, prefix):
 
 # --- fragments, segments, path MTU ---
 
+def fragment(fam):
+    """The protocol of what is a part of a UDP packet."""
+    return socket.IPPROTO_FRAGMENT if fam is IPV6 else socket.IPPROTO_UDP
+
+
+@both
 def fragments(wire, prefix):
     """fragments"""
+    fam = family(prefix)
     add_override(prefix, 209, BOTH)
     with connected('host', prefix[1]) as sock:
         problem = deliver(wire, sock, 4000)
-    yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), count=3, problem=problem)
+    frames = frames_to(wire, prefix[1], fragment(fam))
+    yield expect_frames(frames, (MBOX, VMAC), count=3, problem=problem)
 
 
 @contextlib.contextmanager
@@ -345,6 +380,7 @@ def segmentation_off(name):
         run_in(name, 'ethtool -K eth0 tx-udp-segmentation on')
 
 
+@both
 def gso(wire, prefix):
     """GSO"""
     add_override(prefix, 210, BOTH)
@@ -367,76 +403,92 @@ def refused(sock, size):
     return 'not refused'
 
 
+@both
 def pmtu(wire, prefix):
     """PMTU"""
+    fam = family(prefix)
     add_override(prefix, 211, BOTH)
-    ip_batch('gw', f'route add {prefix} via 198.51.100.2 mtu 1000')
+    mtu_discover = MTU_DISCOVER[fam]
+    ip_batch('gw', f'route add {prefix} via {fam.beyond}2 mtu 1300')
     with connected('host', prefix[1]) as sock:
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        sock.setsockopt(*mtu_discover, IP_PMTUDISC_DO)
         sock.send(bytes(1400))
         if not select.select([sock], [], [], DEADLINE)[0]:
             raise Failure('gw did not answer')
         # It is the error that came in.
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         found = re.search('mtu [0-9]+', ip(f'route get {prefix[1]}'))
-        yield Row(': exception', 'mtu 1000', found and found[0] or 'none', None)
-        yield Row(': override kept', f'{prefix[1]} via 192.0.2.1 dev eth0 neigh {BOTH}',
+        yield Row(': exception', 'mtu 1300', found and found[0] or 'none', None)
+        yield Row(': override kept', f'{prefix[1]} via {fam.gw} dev eth0 neigh {BOTH}',
                   nl(f'route get {prefix[1]}'), None)
         yield Row(': too big', 'EMSGSIZE', refused(sock, 1400), None)
         yield expect_delivery(wire, sock, (MBOX, VMAC), ': small enough')
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_WANT)
+        sock.setsockopt(*mtu_discover, IP_PMTUDISC_WANT)
         problem = deliver(wire, sock, 1400)
-        yield expect_frames(frames_to(wire, prefix[1]), (MBOX, VMAC), ': fragments', 2, problem)
-        nl(f'nexthop replace id 211 via 192.0.2.1 dev eth0 neigh src-lladdr {VMAC}')
+        yield expect_frames(frames_to(wire, prefix[1], fragment(fam)), (MBOX, VMAC),
+                            ': fragments', 2, problem)
+        nl(f'nexthop replace id {fam.first + 211} via {fam.gw} dev eth0 neigh src-lladdr {VMAC}')
         yield expect_delivery(wire, sock, (GW, VMAC), ': override replaced')
-    ip_batch('gw', f'route delete {prefix} via 198.51.100.2')
+    ip_batch('gw', f'route delete {prefix} via {fam.beyond}2')
 
 
 # --- lookups, and packets that agree ---
 
+@both
 def marked(wire, prefix):
     """mark"""
-    nl(f'nexthop add id 212 via 192.0.2.1 dev eth0 neigh {BOTH}')
-    ip(f'route add {prefix[1]} table 212 nhid 212')
+    fam = family(prefix)
+    number = fam.first + 212
+    nl(f'nexthop add id {number} via {fam.gw} dev eth0 neigh {BOTH}')
+    ip(f'route add {prefix[1]} table 212 nhid {number}')
     ip(f'route add {prefix[2]} table 212 via link {MBOX} dev eth0')
-    ip(f'rule add fwmark 212 to {prefix} lookup 212')
-    yield Row(': netlink.py route get', f'{prefix[1]} via 192.0.2.1 dev eth0 neigh {BOTH}',
+    ip(f'{fam.option} rule add fwmark 212 to {prefix} lookup 212')
+    yield Row(': netlink.py route get', f'{prefix[1]} via {fam.gw} dev eth0 neigh {BOTH}',
               nl(f'route get {prefix[1]} mark 212'), None)
-    yield Row(': no mark', f'{prefix[1]} via 192.0.2.1 dev eth0',
+    yield Row(': no mark', f'{prefix[1]} via {fam.gw} dev eth0',
               nl(f'route get {prefix[1]}'), None)
     yield Row(': ip route get', f'{prefix[2]} via link {MBOX} dev eth0',
-              ip(f'route get {prefix[2]} mark 212').partition(' table ')[0], None)
+              ip(f'route get {prefix[2]} mark 212').replace(' from ::', '')
+              .partition(' table ')[0], None)
     for address, lladdrs, note in ((prefix[1], (MBOX, VMAC), ': nexthop object'),
                                    (prefix[2], (MBOX, HOST), ': via link')):
         with connected('host', address) as sock:
             yield expect_delivery(wire, sock, (GW, HOST), f'{note}, no mark')
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 212)
             yield expect_delivery(wire, sock, lladdrs, note)
-    ip(f'rule delete fwmark 212 to {prefix} lookup 212')
+    ip(f'{fam.option} rule delete fwmark 212 to {prefix} lookup 212')
 
 
+@both
 def host_forwards(wire, prefix):
     """host forwards"""
+    fam = family(prefix)
+    number, mbox = fam.first + 213, fam.mbox
     neigh = f'lladdr {GW} src-lladdr {VMAC}'
-    nl(f'nexthop add id 213 via 192.0.2.9 dev eth0 neigh {neigh}')
-    ip(f'route add {prefix[1]} nhid 213')
+    # IPv6 does not say where the packet comes from.
+    comes = f' from {mbox}' * (fam is IPV4)
+    nl(f'nexthop add id {number} via {fam.mbox} dev eth0 neigh {neigh}')
+    ip(f'route add {prefix[1]} nhid {number}')
     ip(f'route add {prefix[2]} via link {GW} dev eth0')
-    ip_batch('mbox', f'route add {prefix} via 192.0.2.2')
-    yield Row(': netlink.py', f'{prefix[1]} from 192.0.2.9 via 192.0.2.9 dev eth0 neigh {neigh}',
-              nl(f'route get {prefix[1]} from 192.0.2.9 iif eth0'), None)
-    line = ' '.join(ip(f'route get {prefix[2]} from 192.0.2.9 iif eth0').split())
-    yield Row(': ip route get', f'{prefix[2]} from 192.0.2.9 via link {GW} dev eth0',
-              line.partition(' cache')[0], None)
+    ip_batch('mbox', f'route add {prefix} via {fam.host}')
+    yield Row(': netlink.py', f'{prefix[1]}{comes} via {mbox} dev eth0 neigh {neigh}',
+              nl(f'route get {prefix[1]} from {mbox} iif eth0'), None)
+    line = ' '.join(ip(f'route get {prefix[2]} from {mbox} iif eth0').split())
+    yield Row(': ip route get', f'{prefix[2]}{comes} via link {GW} dev eth0',
+              line.partition(' cache')[0].partition(' metric ')[0], None)
     with connected('mbox', prefix[1]) as sock:
         yield expect_delivery(wire, sock, (GW, VMAC))
 
 
+@both
 def mbox_forwards(wire, prefix):
     """mbox forwards"""
-    ip(f'route add {prefix} via 192.0.2.9')
+    fam = family(prefix)
+    ip(f'route add {prefix} via {fam.mbox}')
     # Nobody has the gateway's address.
-    for number, address, metrics in (214, prefix[1], ''), (216, prefix[2], 'mtu 600'):
-        netlink_in('mbox', f'nexthop add id {number} via 192.0.2.77 dev eth0 '
+    first = fam.first + 214
+    for number, address, metrics in (first, prefix[1], ''), (first + 2, prefix[2], 'mtu 600'):
+        netlink_in('mbox', f'nexthop add id {number} via {fam.lan}77 dev eth0 '
                            f'neigh lladdr {GW} src-lladdr {VMAC}')
         ip_batch('mbox', f'route add {address} nhid {number} {metrics}')
     with connected('host', prefix[1]) as sock:
@@ -446,8 +498,11 @@ def mbox_forwards(wire, prefix):
             problem = deliver(wire, sock, 1000, 10)
         yield expect_frames(frames_to(wire, prefix[1], port='mbox'), (GW, VMAC), ': GSO', 10,
                             problem)
+    # IPv6 routers do not cut packets.
+    if fam is IPV6:
+        return
     with connected('host', prefix[2]) as sock:
-        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        sock.setsockopt(*MTU_DISCOVER[IPV4], IP_PMTUDISC_DONT)
         sock.setsockopt(SOL_UDP, UDP_SEGMENT, 1000)
         problem = deliver(wire, sock, 1000, 10)
         yield expect_frames(frames_to(wire, prefix[2], port='mbox'), (GW, VMAC),
@@ -478,31 +533,35 @@ def expect_segments(wire, address, flags, note, problem=None):
     frames = frames_to(wire, address, socket.IPPROTO_TCP)
     seen = 0
     for frame in frames:
-        seen |= frame[14 + 20 + 13]
+        seen |= past_ip(frame)[13]
     if seen & flags != flags:
         problem = problem or f'flags seen: {seen:#04x}'
     return expect_frames(frames, (MBOX, VMAC), note, len(frames), problem)
 
 
+@both
 def tcp(wire, prefix):
     """TCP"""
+    fam = family(prefix)
     add_override(prefix, 215, BOTH)
     with inside('server'):
-        there = socket.create_server(('', PORT))
-        from_there = [socket.socket(), socket.socket()]
+        there = socket.create_server(('', PORT), family=fam.number)
+        from_there = [socket.socket(fam.number), socket.socket(fam.number)]
     with inside('host'):
-        here = socket.create_server(('', PORT))
-        from_here = socket.socket()
+        here = socket.create_server(('', PORT), family=fam.number)
+        from_here = socket.socket(fam.number)
     for sock, address in zip(from_there, (prefix[1], prefix[2])):
+        if fam is IPV6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         sock.bind((str(address), 0))
         sock.settimeout(DEADLINE)
     with there, here, from_here, from_there[0], from_there[1]:
         forget(wire)
         problem = converse(from_here, there, prefix[1])
         yield expect_segments(wire, prefix[1], TCP_SYN | TCP_FIN, ': to server', problem)
-        problem = converse(from_there[0], here, '192.0.2.2')
+        problem = converse(from_there[0], here, fam.host)
         yield expect_segments(wire, prefix[1], TCP_SYN | TCP_FIN, ': from server', problem)
-        code = from_there[1].connect_ex(('192.0.2.2', PORT + 1))
+        code = from_there[1].connect_ex((fam.host, PORT + 1))
         problem = None if code == errno.ECONNREFUSED else 'it was not refused'
         yield expect_segments(wire, prefix[2], TCP_RST, ': refused', problem)
 
@@ -518,17 +577,19 @@ def device_rows(wire, prefix, number, device, *commands, bridge_end='node'):
 
 def override_rows(wire, prefix, number, device, bridge_end='node'):
     """Rows for each kind of override on a device of node that is there."""
-    connect_node(device, bridge_end)
-    ip_batch('node', f'nexthop add id {number} via 192.0.2.1 dev {device}',
+    fam = family(prefix)
+    connect_node(device, bridge_end, fam)
+    ip_batch('node', f'nexthop add id {number} via {fam.gw} dev {device}',
              f'route add {prefix} nhid {number}')
     for neigh, lladdrs in ((f'lladdr {MBOX}', (MBOX, NODE)), (BOTH, (MBOX, VMAC)),
                            (f'src-lladdr {VMAC}', (GW, VMAC))):
-        netlink_in('node', f'nexthop replace id {number} via 192.0.2.1 dev {device} neigh {neigh}')
+        netlink_in('node', f'nexthop replace id {number} via {fam.gw} dev {device} neigh {neigh}')
         note = ' '.join(neigh.split()[::2])
         with connected('node', prefix[1]) as sock:
             yield expect_delivery(wire, sock, lladdrs, f': {note}', 'node')
 
 
+@both
 def vlan(wire, prefix):
     """VLAN"""
     # The bridge gets nothing without the tag.
@@ -537,6 +598,7 @@ def vlan(wire, prefix):
                            bridge_end='node.5')
 
 
+@both
 def vlan_in_software(wire, prefix):
     """soft VLAN"""
     with another_host(wire, 'node.5') as bridge_end:
@@ -546,6 +608,7 @@ def vlan_in_software(wire, prefix):
         yield from override_rows(wire, prefix, 221, 'vlan5', bridge_end)
 
 
+@both
 def macvlan(wire, prefix):
     """macvlan"""
     yield from device_rows(wire, prefix, 222, 'macvlan0',
@@ -553,6 +616,7 @@ def macvlan(wire, prefix):
                            'type macvlan mode bridge')
 
 
+@both
 def ipvlan(wire, prefix):
     """ipvlan"""
     # It has the address of what is below.
@@ -560,12 +624,14 @@ def ipvlan(wire, prefix):
                            'link add link eth0 name ipvlan0 type ipvlan mode l2')
 
 
+@both
 def bridge_device(wire, prefix):
     """bridge"""
     yield from device_rows(wire, prefix, 224, 'br0', f'link add br0 address {NODE} type bridge',
                            'link set eth0 master br0')
 
 
+@both
 def bond(wire, prefix):
     """bond"""
     yield from device_rows(wire, prefix, 225, 'bond0',
@@ -573,6 +639,7 @@ def bond(wire, prefix):
                            'link set eth0 master bond0')
 
 
+@both
 def team(wire, prefix):
     """team"""
     with another_host(wire):
@@ -636,9 +703,13 @@ def refused_devices(wire, _):
 
 def expect_many(wire, prefix, number, address, lladdr):
     """The rows of a packet to more than one host, behind one to a single host."""
-    nl(f'nexthop add id {number} dev eth0 neigh {BOTH}')
-    routes = prefix, ip_network((address, 8 if address.is_multicast else 32), strict=False)
-    for destination in routes:
+    fam = family(prefix)
+    number += fam.first
+    nl(f'{fam.option} nexthop add id {number} dev eth0 neigh {BOTH}')
+    many = str(ip_network((address, 16 if address.is_multicast else 32), strict=False))
+    # The routes of IPv6 multicast are there.
+    many += ' table local' * (fam is IPV6)
+    for destination in prefix, many:
         ip(f'route add {destination} nhid {number}')
 
     def unicast(note):
@@ -650,12 +721,15 @@ def expect_many(wire, prefix, number, address, lladdr):
         sock.send(b'to whom it may concern')
     yield expect_frames(awaited(wire, address), (lladdr, HOST))
     yield unicast(': unicast behind')
-    ip(f'route delete {routes[1]}')
+    ip(f'route delete {many}')
 
 
+@both
 def multicast(wire, prefix):
     """multicast"""
-    yield from expect_many(wire, prefix, 230, ip_address('239.1.2.3'), '01:00:5e:01:02:03')
+    address, lladdr = {IPV4: ('239.1.2.3', '01:00:5e:01:02:03'),
+                       IPV6: ('ff05::1:3', '33:33:00:01:00:03')}[family(prefix)]
+    yield from expect_many(wire, prefix, 230, ip_address(address), lladdr)
 
 
 def broadcast(wire, prefix):

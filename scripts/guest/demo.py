@@ -3,8 +3,9 @@
 
 usage: demo.py [--check] [CASE]...
 
-CASE is a part of the table (basics) or one case of it (basics.plain); without
-any, everything.  --check only looks whether the cases are there.
+CASE is a part of the table (basics) or one case of it (basics.plain, with IPv6
+basics.plain6); without any, everything that the kernel can do.  --check only
+looks whether the cases are there.
 
 Run as root in a guest that can be thrown away: it makes network namespaces.
 Exit status: 0 when no row of the table is a FAIL.
@@ -21,7 +22,8 @@ import consumers
 import flowtable
 import lifetime
 import proxy
-from lab import LEGEND, PREFIXES, Failure, Row, Wire, set_up, sum_up
+from lab import (IPV4, IPV6, LEGEND, PREFIXES, PREFIXES6, Failure, Row, Wire, family, knows_ipv6,
+                 set_up, sum_up)
 
 # lifetime is the last: it looks at what the others have left.
 MODULES = (basics, choices, proxy, consumers, bpf_cases, flowtable, lifetime)
@@ -31,7 +33,7 @@ MODULES = (basics, choices, proxy, consumers, bpf_cases, flowtable, lifetime)
 
 def print_line(case, *cells):
     """One line of the table."""
-    print('  '.join([f'{case:28}', *(f'{cell:17}' for cell in cells)]).rstrip())
+    print('  '.join([f'{case:33}', *(f'{cell:17}' for cell in cells)]).rstrip())
 
 
 def print_row(case, row):
@@ -39,7 +41,7 @@ def print_row(case, row):
     okay = row.expected == row.seen and not row.problem
     result = 'skipped' if row.expected is None else 'ok' if okay else 'FAIL'
     if isinstance(row.seen, str):
-        print(f'{case + row.note:28}  {row.seen:74}  {result}')
+        print(f'{case + row.note:33}  {row.seen:74}  {result}')
     else:
         (dst, src), (seen_dst, seen_src) = row.expected, row.seen
         print_line(case + row.note, *(cell or '-' for cell in (dst, seen_dst, src, seen_src)),
@@ -49,6 +51,11 @@ def print_row(case, row):
         print(textwrap.fill(reason, 110, initial_indent='    ', subsequent_indent='    '))
     sys.stdout.flush()
     return result
+
+
+def name_of(case, prefix):
+    """What CASE is."""
+    return f'{case.__module__}.{case.__name__}' + ('6' if family(prefix) is IPV6 else '')
 
 
 def run_case(case, wire, prefix):
@@ -66,9 +73,11 @@ def chosen(names):
     if len(cases) > len(PREFIXES):
         raise Failure(f'{len(cases)} cases, but {len(PREFIXES)} prefixes')
     known = {name: [] for name in names}
-    for (module, case), prefix in zip(cases, PREFIXES):
-        for name in module.__name__, f'{module.__name__}.{case.__name__}':
-            known.setdefault(name, []).append((module, case, prefix))
+    for (module, case), *prefixes in zip(cases, PREFIXES, PREFIXES6):
+        for prefix in prefixes:
+            if family(prefix) in getattr(case, 'families', [IPV4]):
+                for name in module.__name__, name_of(case, prefix):
+                    known.setdefault(name, []).append((module, case, prefix))
     unknown = [name for name in names if not known[name]]
     if unknown:
         raise Failure(f'no such case: {unknown[0]} (known: {" ".join(filter(known.get, known))})')
@@ -82,7 +91,7 @@ def print_cases(cases, wire):
         print(f'\n{module.__doc__.partition(chr(10))[0]}')
         for _, case, prefix in part:
             for row in run_case(case, wire, prefix):
-                yield print_row(case.__doc__, row)
+                yield print_row(case.__doc__ + ' IPv6' * (family(prefix) is IPV6), row)
 
 
 def main(names):
@@ -93,6 +102,8 @@ def main(names):
             return 0
         set_up()
         wire = Wire()
+        if not knows_ipv6():
+            cases = [case for case in cases if family(case[-1]) is IPV4]
     except (Failure, OSError) as error:
         print(f'demo.py: {error}', file=sys.stderr)
         return 1

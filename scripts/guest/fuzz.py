@@ -30,7 +30,7 @@ HEADER = {RTM_NEWLINK: 16, RTM_DELLINK: 16, RTM_NEWROUTE: 12, RTM_DELROUTE: 12,
 EDITS = (nl.NLM_F_CREATE | nl.NLM_F_EXCL, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, nl.NLM_F_CREATE,
          nl.NLM_F_REPLACE, nl.NLM_F_CREATE | 0x800, 0)          # NLM_F_APPEND
 DEBUG, NETDEVSIM, LIBC = Path('/sys/kernel/debug'), Path('/sys/bus/netdevsim'), ctypes.CDLL(None)
-KCOV_WORDS, COPY, ROUND, RTM_F_FIB_MATCH = 1 << 17, 0x7ffffff0, 250, 0x2000
+KCOV_WORDS, COPY, ROUND, RTM_F_CLONED, RTM_F_FIB_MATCH = 1 << 17, 0x7ffffff0, 250, 0x200, 0x2000
 
 # Devices have the same numbers in every round.
 INDEXES = range(1, 16)
@@ -48,16 +48,22 @@ link add link dummy4 name macsec13 index 13 type macsec
 link add dummy14 index 14 mtu 1200 arp off type dummy
 address add 192.0.2.2/24 dev veth2
 address add 10.4.0.1/24 dev dummy4
+address add 2001:db8::2/64 dev veth2 nodad
+address add 2001:db8:4::2/64 dev dummy4 nodad
 '''
 V4 = [socket.inet_aton(text) for text in (
     '192.0.2.1', '192.0.2.9', '192.0.2.2', '10.4.0.9', '203.0.113.7', '224.0.0.1', '0.0.0.0')]
 V6 = [socket.inet_pton(socket.AF_INET6, text) for text in (
-    '2001:db8::9', 'fe80::9', '2001:db8::2', '::1', 'ff02::1', '::', '::ffff:192.0.2.9')]
+    '2001:db8::9', 'fe80::9', '2001:db8::2', '::1', 'ff02::1', '::', '::ffff:192.0.2.9',
+    '2001:db8:1::')]
 MACS = [bytes.fromhex(text) for text in (
     '020000000009', '02000000000a', '00005e000107', '020000000002', 'ffffffffffff', '01005e000001',
     '000000000000', '', '02', '0200000009', '0200000000000009', 'c0000209', 32 * '02', 33 * '02')]
 PREFIXES = [(socket.inet_aton(text), length) for text, length in (
     ('203.0.113.0', 24), ('203.0.113.7', 32), ('0.0.0.0', 0), ('10.4.0.0', 16), ('224.0.0.0', 4))]
+PREFIXES6 = [(socket.inet_pton(socket.AF_INET6, text), length) for text, length in (
+    ('2001:db8:1::', 48), ('2001:db8:1::7', 128), ('::', 0), ('2001:db8:4:1::', 64),
+    ('ff05::', 16))]
 LINK, INET6 = struct.pack('=H', socket.AF_PACKET), struct.pack('=H', socket.AF_INET6)
 
 
@@ -90,7 +96,8 @@ def find(data, kind):
 
 def lookup(address, flags):
     """A request for the route to an address."""
-    head = nl.RTMSG.pack(socket.AF_INET, 32, *[0] * 6, flags)
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    head = nl.RTMSG.pack(family, 8 * len(address), *[0] * 6, flags)
     return nl.RTM_GETROUTE, 0, head + nl.attribute(nl.RTA_DST, address)
 
 
@@ -102,6 +109,7 @@ OVERRIDE = ((nl.LLADDR, .3, MACS[:2] * 6 + MACS), (nl.VIA4, .25, V4[:2] * 6 + V4
             (nl.FLAGS, .3, [u32(flags) for flags in (1, 2, 6, 8, 9) * 4 + (*range(18),)]))
 NEXTHOP = ((nl.NHA_ID, 1, NUMBERS[:11]), (nl.NHA_OIF, .97, OIFS), (NHA_FDB, .02, [b'']),
            (nl.NHA_GATEWAY, .6, V4[:2] * 6 + V4 + V6[:1]), (nl.NHA_BLACKHOLE, .02, [b'']))
+NEXTHOP6 = (*NEXTHOP[:3], (nl.NHA_GATEWAY, .6, V6[:2] * 6 + V6))
 GROUP = ((nl.NHA_ID, 1, NUMBERS[11:]),
          (nl.NHA_GROUP, 1, [one + bytes(4) for one in NUMBERS[:11]]
           + [NUMBERS[0] + bytes(4) + one + b'\1\0\0\0' for one in NUMBERS[1:11]]))
@@ -127,7 +135,9 @@ class Random(random.Random):
 
     def nexthop(self):
         """A nexthop object, or a group of them."""
-        family, data = self.choice((socket.AF_INET,) * 12 + (socket.AF_INET6,)), self.some(NEXTHOP)
+        family, table = self.choice(((socket.AF_INET, NEXTHOP), (socket.AF_INET, NEXTHOP),
+                                     (socket.AF_INET6, NEXTHOP6)))
+        data = self.some(table)
         if self.random() < .85:
             data += self.override()
         if self.random() < .15:
@@ -137,8 +147,11 @@ class Random(random.Random):
 
     def route(self):
         """A route, or the request to delete one."""
-        prefix, length = self.choice(PREFIXES)
-        plain = nl.attribute(nl.RTA_OIF, self.choice(OIFS)) + self.some(VIA)
+        family, prefixes, via = self.choice((
+            (socket.AF_INET, PREFIXES, VIA), (socket.AF_INET, PREFIXES, VIA),
+            (socket.AF_INET6, PREFIXES6, VIA[:1])))
+        prefix, length = self.choice(prefixes)
+        plain = nl.attribute(nl.RTA_OIF, self.choice(OIFS)) + self.some(via)
         legs = join([self.choice((0, 4, 0x100)), self.choice(OIFS) + self.some(VIA)]
                     for _ in range(self.randrange(1, 4)))
         data = nl.attribute(nl.RTA_DST, prefix) + self.some(ROUTE) + self.choice((
@@ -146,7 +159,7 @@ class Random(random.Random):
             nl.attribute(RTA_NH_ID, self.choice(NUMBERS))))
         which, scope = self.choice((1,) * 12 + (2, 3, 4, 5, 6, 7)), self.choice((0, 0, 0, 200, 253))
         flags = self.choice((0, 4))
-        head = nl.RTMSG.pack(socket.AF_INET, length, 0, 0, 254, 4, scope, which, flags)
+        head = nl.RTMSG.pack(family, length, 0, 0, 254, 4, scope, which, flags)
         kind = self.choice([RTM_NEWROUTE] * 5 + [RTM_DELROUTE])
         return kind, self.choice(EDITS[1:2] * 4 + EDITS) if kind == RTM_NEWROUTE else 0, head + data
 
@@ -156,7 +169,7 @@ class Random(random.Random):
         return self.choice([(nl.RTM_DELNEXTHOP, 0, number)] * 3 + [
             (nl.RTM_GETNEXTHOP, 0, number),
             (nl.RTM_GETNEXTHOP, nl.NLM_F_DUMP, bytes(8)),
-            lookup(self.choice(V4), self.choice((0, RTM_F_FIB_MATCH))), self.choice(EVENTS)])
+            lookup(self.choice(V4 + V6), self.choice((0, RTM_F_FIB_MATCH))), self.choice(EVENTS)])
 
     def request(self, corpus):
         """The next request: made, or changed, or both."""
@@ -187,13 +200,22 @@ class Random(random.Random):
 
 
 def comparable(kind, body):
-    """What is dumped, without flags that change by themselves."""
+    """What is dumped, without flags that change by themselves, and the age of an IPv6 route."""
     size, pairs = HEADER[kind], split(body[HEADER[kind]:])
+    if kind == RTM_NEWROUTE and body[0] == socket.AF_INET6:
+        pairs = [pair for pair in pairs if pair[0] != RTA_CACHEINFO]
     for pair in pairs:
         if (kind, pair[0]) == (RTM_NEWROUTE, RTA_MULTIPATH):
             pair[1] = join([flags & ~LATER, leg] for flags, leg in split(pair[1]))
     flags = struct.unpack_from('=I', body, size - 4)[0] & ~LATER
     return body[:size - 4] + u32(flags) + join(pairs)
+
+
+def of_kernel(body):
+    """Whether a route is the kernel's own, or what it has learned about a destination."""
+    if body[0] == socket.AF_INET6:
+        return body[5] in (2, 9) or bool(struct.unpack_from('=I', body, 8)[0] & RTM_F_CLONED)
+    return bool(find(body[12:], RTA_CACHEINFO))
 
 
 def settable(kind, body):
@@ -250,7 +272,7 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         self.log.seek(0, os.SEEK_END)
         self.history = []
         self.news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
-        self.news.bind((0, 1 | 1 << 6 | 1 << 31))   # links, IPv4 routes and nexthop objects
+        self.news.bind((0, 1 | 1 << 6 | 1 << 10 | 1 << 31))     # links, routes, nexthop objects
         for event in EVENTS[-len(INDEXES):]:
             self.ask(*event)
 
@@ -277,13 +299,16 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         return error
 
     def dump(self, kind):
-        """All nexthop objects or IPv4 routes."""
-        head = bytes([socket.AF_INET if kind == RTM_NEWROUTE else 0]) + bytes(HEADER[kind] - 1)
-        error, bodies = self.ask(kind + 2, nl.NLM_F_DUMP, head)
-        assert not error, f'a dump failed: {error}'
-        # Without what the kernel has learned about destinations
+        """All nexthop objects or routes."""
+        families = (socket.AF_INET, socket.AF_INET6) if kind == RTM_NEWROUTE else (0,)
+        bodies = []
+        for family in families:
+            error, answers = self.ask(kind + 2, nl.NLM_F_DUMP,
+                                      bytes([family]) + bytes(HEADER[kind] - 1))
+            assert not error, f'a dump failed: {error}'
+            bodies += answers
         return [comparable(kind, body) for body in bodies
-                if kind == nl.RTM_NEWNEXTHOP or not find(body[12:], RTA_CACHEINFO)]
+                if kind == nl.RTM_NEWNEXTHOP or not of_kernel(body)]
 
     def state(self):
         """All of them."""
@@ -316,7 +341,8 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
             elif kind == nl.RTM_NEWNEXTHOP:
                 assert told, 'no notification'
                 self.check_nexthop(request, told[-1])
-            elif kind == RTM_NEWROUTE and told:     # not replaced by the same
+            elif kind == RTM_NEWROUTE and told and not of_kernel(told[-1]):
+                # Not replaced by the same
                 self.check_route(request, told[-1])
         except AssertionError:
             # A device that has lost its carrier loses its nexthops a moment later.
@@ -358,7 +384,11 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         _, found = self.ask(*lookup(find(told[12:], nl.RTA_DST), RTM_F_FIB_MATCH))
         routes = [[pair for pair in split(comparable(RTM_NEWROUTE, body)[12:])
                    if pair[0] != RTA_TABLE] for body in found + self.dump(RTM_NEWROUTE)]
-        assert not found or found[0][7] in (3, 5) or routes[0] in routes[1:], f'found {found}'
+        assert not found or found[0][7] in (3, 5) or routes[0] in routes[1:] or of_kernel(
+            found[0]), f'found {found}'
+        # IPv6 merges routes with gateways, and takes one without for any.
+        if told[0] == socket.AF_INET6 and not find(told[12:], RTA_NH_ID) and not any(got):
+            return
         self.edit(RTM_DELROUTE, 0, told)
         after = self.state()
         gone = [body for body in set(before) if before.count(body) > after.count(body)]
@@ -370,10 +400,11 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
 
     def traffic(self):
         """Let the routes be used."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            for address in V4:
-                with contextlib.suppress(OSError):
-                    sock.sendto(b'', (socket.inet_ntoa(address), 9))
+        for family, addresses in (socket.AF_INET, V4), (socket.AF_INET6, V6):
+            with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+                for address in addresses:
+                    with contextlib.suppress(OSError):
+                        sock.sendto(b'', (socket.inet_ntop(family, address), 9))
 
     def empty(self):
         """Everything can be deleted as it is dumped."""

@@ -473,7 +473,8 @@ def via_link6():
         return 'refused'
     ip(f'-6 route add {LINK6}')
     ip(f'-6 route append {LINK6.replace(MAC, OTHER)}')
-    expect('both', [f'{line} metric 1024 pref medium' for line in (LINK6, LINK6.replace(MAC, OTHER))],
+    expect('both', [f'{line} metric 1024 pref medium'
+                    for line in (LINK6, LINK6.replace(MAC, OTHER))],
            shown('-6 route show 2001:db8:9::/48').splitlines())
     ip(f'-6 route delete {LINK6.replace(MAC, OTHER)}')
     expect('JSON', [{'family': 'link', 'host': MAC}],
@@ -699,7 +700,8 @@ def own_testsuite():
 CHECKS = (every_override, listed, word_order, replaced,
           batch, usage, *(refusal(*case) for case in REFUSALS),
           route_of_object, link_layer_object, legs_of_group, via_link, via_link_delete,
-          via_link6, via4_of_ipv6, via_link_default, via_link_filter, save_via_link, save_objects, monitor,
+          via_link6, via4_of_ipv6, via_link_default, via_link_filter, save_via_link,
+          save_objects, monitor,
           counters_of(f'lladdr {MAC}'), counters_of('via 192.0.2.9 fallback', fallback=3),
           counters_of('preserve', unknown=3), counters_of('preserve strict', unknown=3, failed=3),
           statistics_only, statistics_of_nothing, own_testsuite)

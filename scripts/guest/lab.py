@@ -6,8 +6,10 @@
 #     | eth0               | eth0          eth0 |   | eth1         eth0 |
 #   ==+====================+====================+== +===================+==
 #     ^                lan, a bridge              198.51.100.1    198.51.100.2
+#     |                                           2001:db8:ff::1  2001:db8:ff::2
 #     |                                                         203.0.113.0/24,
-#     |                                                       198.51.100.128/25
+#     |                                                       198.51.100.128/25,
+#     |                                                       2001:db8:100::/56
 #     frames are captured here, on the bridge's side of the cable
 #
 # Every host is a network namespace, and so is the bridge.  host sends UDP to
@@ -35,9 +37,15 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # Behind server; each case has a part of them for itself.
 NETWORKS = tuple(map(ipaddress.ip_network, ('203.0.113.0/24', '198.51.100.128/25')))
 PREFIXES = tuple(prefix for network in NETWORKS for prefix in network.subnets(new_prefix=30))
+NETWORK6 = ipaddress.ip_network('2001:db8:100::/56')
+# As many, and as long: a case has the same part of each.
+PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126))
+                  for place in range(len(PREFIXES)))
 PORT = 7007
 ETH_P_ALL = 3
 RTM_NEWROUTE = 24
+# <linux/icmpv6.h>
+DISCOVERY, REDIRECT6 = {135: 'request', 136: 'reply'}, 137
 DEADLINE = 3    # seconds that a packet may take
 
 # name, link-layer address, number of its addresses on the LAN
@@ -45,14 +53,25 @@ LAN_HOSTS = (('host', HOST, 2), ('gw', GW, 1), ('mbox', MBOX, 9))
 SYSCTLS = {
     # No duplicate address detection: it takes a second.
     'net/ipv6/conf/all/accept_dad': 0, 'net/ipv6/conf/default/accept_dad': 0,
-    # gw and mbox forward; mbox does not tell host about the shorter way.
-    'net/ipv4/ip_forward': 1,
+    # gw and mbox forward; mbox does not tell host about the shorter way.  That of IPv6 has no
+    # link-local address, and so it is not told either.
+    'net/ipv4/ip_forward': 1, 'net/ipv6/conf/all/forwarding': 1,
     'net/ipv4/conf/all/send_redirects': 0, 'net/ipv4/conf/default/send_redirects': 0,
     # Spread by ports too, so that both legs are seen after a few packets.
-    'net/ipv4/fib_multipath_hash_policy': 1,
+    'net/ipv4/fib_multipath_hash_policy': 1, 'net/ipv6/fib_multipath_hash_policy': 1,
 }
 
-# arp: the ARP packets that passed between sending and the frame
+# lan: what the addresses on the LAN begin with, beyond: those behind gw, link: those that
+# ICMP redirects are about; first: what is added to the numbers of nexthop objects
+Family = collections.namedtuple('Family', 'number option lan length link beyond host gw mbox first')
+IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '192.0.2.', '198.51.100.',
+              '192.0.2.2', '192.0.2.1', '192.0.2.9', 0)
+IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, 'fe80::ff:fe00:', '2001:db8:ff::',
+              '2001:db8::2', '2001:db8::1', '2001:db8::9', 1000)
+# <linux/in.h>, <linux/in6.h>
+TRANSPARENT = {IPV4: (socket.IPPROTO_IP, 19), IPV6: (socket.IPPROTO_IPV6, 75)}
+
+# arp: the ARP packets, or what IPv6 has instead, that passed between sending and the frame
 Frame = collections.namedtuple('Frame', 'dst src arp problem')
 # expected, seen: (dst, src) or a text; expected is None: seen says why it was not checked
 Row = collections.namedtuple('Row', 'note expected seen problem')
@@ -60,6 +79,38 @@ Row = collections.namedtuple('Row', 'note expected seen problem')
 
 class Failure(Exception):
     """A case can not go on."""
+
+
+# --- families ---
+
+def family(address):
+    """What the LAN has of the family of an address or a prefix."""
+    return IPV6 if ':' in str(address) else IPV4
+
+
+def both(case):
+    """Mark a case that is for IPv6 as well."""
+    case.families = IPV4, IPV6
+    return case
+
+
+def without_inet6(fam, kinds):
+    """Kinds of overrides by their notes: for IPv6 'via' says it all."""
+    return [kind for kind in kinds if fam is IPV4 or 'inet6' not in kind[0]]
+
+
+def beside(prefix):
+    """The IPv4 prefix that an IPv6 case has too."""
+    return PREFIXES[PREFIXES6.index(prefix)]
+
+
+def knows_ipv6():
+    """Whether this kernel has overrides of IPv6 routes: 6.12 has not."""
+    route = f'{PREFIXES6[-1]} via link {MBOX} dev eth0'
+    if refusal('host', f'route add {route}') == 'IPv6 does not support RTA_VIA attribute':
+        return False
+    ip(f'route delete {route}')
+    return True
 
 
 # --- the hosts ---
@@ -85,15 +136,20 @@ def ip_batch(name, *lines):
         raise Failure(done.stderr.strip().partition('\n')[0])
 
 
+def set_sysctls(name):
+    """Make a new host one of ours."""
+    with inside(name):
+        for key, value in SYSCTLS.items():
+            with open(f'/proc/sys/{key}', 'w', encoding='ascii') as file:
+                file.write(str(value))
+
+
 def set_up():
     """The topology at the top of this file."""
     names = ['lan', 'server', *(name for name, _, _ in LAN_HOSTS)]
     ip_batch(None, *(f'netns add {name}' for name in names))
     for name in names:
-        with inside(name):
-            for key, value in SYSCTLS.items():
-                with open(f'/proc/sys/{key}', 'w', encoding='ascii') as file:
-                    file.write(str(value))
+        set_sysctls(name)
 
     ip_batch('lan', 'link add br0 type bridge', 'link set br0 up')
     for name, mac, number in LAN_HOSTS:
@@ -103,32 +159,51 @@ def set_up():
         ip_batch(name, f'address add 192.0.2.{number}/24 dev eth0',
                  f'address add 2001:db8::{number}/64 dev eth0', 'link set eth0 up')
     for name in 'host', 'mbox':
-        ip_batch(name, 'route add default via 192.0.2.1')
+        ip_batch(name, 'route add default via 192.0.2.1', 'route add default via 2001:db8::1')
 
     ip_batch('gw', 'link add eth1 address 02:00:00:00:02:01 type veth '
                    'peer name eth0 address 02:00:00:00:02:02 netns server',
-             'address add 198.51.100.1/24 dev eth1', 'link set eth1 up')
+             'address add 198.51.100.1/24 dev eth1', 'address add 2001:db8:ff::1/64 dev eth1',
+             'link set eth1 up')
+    networks = *NETWORKS, NETWORK6
     ip_batch('server', 'link set lo up', 'address add 198.51.100.2/24 dev eth0',
-             'link set eth0 up', 'route add default via 198.51.100.1',
-             *(f'route add local {network} dev lo' for network in NETWORKS))
-    ip_batch('gw', *(f'route add {network} via 198.51.100.2' for network in NETWORKS))
+             'address add 2001:db8:ff::2/64 dev eth0', 'link set eth0 up',
+             'route add default via 198.51.100.1', 'route add default via 2001:db8:ff::1',
+             *(f'route add local {network} dev lo' for network in networks))
+    ip_batch('gw', *(f'route add {network} via {behind_gw(network)}' for network in networks))
+
+
+def behind_gw(network):
+    """The address by which gw reaches server."""
+    return '2001:db8:ff::2' if family(network) is IPV6 else '198.51.100.2'
 
 
 @contextlib.contextmanager
-def allowed_redirects(name, what):
-    """Let a host send or accept ICMP redirects for a while."""
-    files = [f'/proc/sys/net/ipv4/conf/{dev}/{what}' for dev in ('all', 'eth0')]
-
-    def write(value):
+def written(name, value, after, *sysctls):
+    """Set sysctls of a host for a while."""
+    def write(text):
         with inside(name):
-            for path in files:
-                with open(path, 'w', encoding='ascii') as file:
-                    file.write(value)
-    write('1')
+            for sysctl in sysctls:
+                with open(f'/proc/sys/net/{sysctl}', 'w', encoding='ascii') as file:
+                    file.write(text)
+    write(value)
     try:
         yield
     finally:
-        write('0')
+        write(after)
+
+
+def not_router6(name):
+    """Let a host be no router of IPv6 for a while."""
+    return written(name, '0', '1', 'ipv6/conf/all/forwarding')
+
+
+def allowed_redirects(name, what, fam):
+    """Let a host send or accept ICMP redirects for a while."""
+    if fam is IPV4:
+        return written(name, '1', '0', *(f'ipv4/conf/{dev}/{what}' for dev in ('all', 'eth0')))
+    # Routers of IPv6 accept none, and always send them.
+    return not_router6(name) if what == 'accept_redirects' else contextlib.nullcontext()
 
 
 def ip(line):
@@ -208,6 +283,19 @@ def describe(data):
         return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
     if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_ICMP and data[34] == 5:
         return 'redirect', socket.inet_ntoa(data[30:34]), socket.inet_ntoa(data[38:42])
+    return describe6(data) if data[12:14] == b'\x86\xdd' else None
+
+
+def describe6(data):
+    """What an IPv6 frame carries, as far as it matters here."""
+    address, target = (socket.inet_ntop(socket.AF_INET6, data[place:place + 16].ljust(16))
+                       for place in (38, 62))
+    if data[20] == socket.IPPROTO_UDP:
+        return 'UDP', address, data[62:]
+    if data[20] == socket.IPPROTO_ICMPV6 and data[54] in DISCOVERY:
+        return 'ND', DISCOVERY[data[54]], target
+    if data[20] == socket.IPPROTO_ICMPV6 and data[54] == REDIRECT6:
+        return 'redirect', address, target
     return None
 
 
@@ -222,8 +310,9 @@ class Wire:
                 self.captures[port].bind((port, ETH_P_ALL))
             self.captures[port].setblocking(False)
         with inside('server'):
-            self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self.server.bind(('0.0.0.0', PORT))
+            # It gets IPv4 as well.
+            self.server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            self.server.bind(('::', PORT))
         self.server.setblocking(False)
         self.sent = 0
         self.passed = []    # what captured() found for the last datagram
@@ -232,7 +321,7 @@ class Wire:
     def flow(address):
         """A connected socket on host: it keeps its route as long as that is valid."""
         with inside('host'):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock = socket.socket(family(address).number, socket.SOCK_DGRAM)
         sock.connect((str(address), PORT))
         return sock
 
@@ -260,12 +349,15 @@ class Wire:
             return Frame(None, None, [], 'no frame on the wire')
         if len(places) > 1:
             problem = f'it was {len(places)} times on the wire'
-        arp = [what for what, _, _ in frames[:places[0]] if what and what[0] == 'ARP']
+        arp = [what for what, _, _ in frames[:places[0]] if what and what[0] in ('ARP', 'ND')]
         data = frames[places[0]][1]
         return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
 
     def redirect(self, address, gateway):
         """Let gw tell host to use another gateway for an address."""
+        if family(address) is IPV6:
+            self.redirect6(address, gateway)
+            return
         # The header that comes back is host's, of a datagram to address.
         header = (bytes.fromhex('4500001c000000004011') + bytes(2) +
                   socket.inet_aton('192.0.2.2') + socket.inet_aton(str(address)))
@@ -278,6 +370,19 @@ class Wire:
         with raw:
             self.captured('host')
             raw.sendto(message[:2] + struct.pack('!H', checksum) + message[4:], ('192.0.2.2', 0))
+
+    def redirect6(self, address, gateway):
+        """The same for IPv6: the gateways have link-local addresses."""
+        message = struct.pack('!B7x16s16s', REDIRECT6, socket.inet_pton(IPV6.number, gateway),
+                              address.packed)
+        with inside('gw'):
+            raw = socket.socket(IPV6.number, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            device = socket.if_nametoindex('eth0')
+        with raw:
+            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+            raw.bind((f'{IPV6.link}1', 0, 0, device))
+            self.captured('host')
+            raw.sendto(message, (IPV6.host, 0))
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""
@@ -322,8 +427,9 @@ def expect_spread(wire, prefix, note, *legs):
 
 def add_override(prefix, number, neigh):
     """A route by a nexthop object that has the gateway and an override."""
-    nl(f'nexthop add id {number} via 192.0.2.1 dev eth0 neigh {neigh}')
-    ip(f'route add {prefix} nhid {number}')
+    fam = family(prefix)
+    nl(f'nexthop add id {fam.first + number} via {fam.gw} dev eth0 neigh {neigh}')
+    ip(f'route add {prefix} nhid {fam.first + number}')
 
 
 def sum_up(results):

@@ -6,6 +6,7 @@ that is left behind shows as a device or a namespace that does not go away.
 #
 #   host                      lan
 #   198.51.100.65             nothing answers there
+#   2001:db8:fd::1
 #     | life0                   | far0
 #   ==+=========================+==
 #
@@ -28,8 +29,9 @@ import threading
 import time
 
 import netlink
-from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, VMAC, Failure, Row, add_override,
-                 add_route_here, describe, expect, inside, ip, ip_batch, netlink_here, nl)
+from lab import (DEADLINE, ETH_P_ALL, GW, HOST, IPV4, IPV6, MBOX, PORT, VMAC, Failure, Row,
+                 add_override, add_route_here, both, describe, expect, family, inside, ip, ip_batch,
+                 netlink_here, nl, without_inet6)
 
 NEAR, NEW = '02:00:00:00:03:01', '02:00:00:00:03:02'
 UNKNOWN, ASIDE6 = '198.51.100.72', '2001:db8:1::9'
@@ -120,10 +122,12 @@ def namespace_gone(name, device, users=()):
 class Cable:
     """One more cable of a host."""
 
-    def __init__(self, name='host', number=0):
+    def __init__(self, name='host', number=0, fam=IPV4):
         self.name, self.near, self.far = name, f'life{number}', f'far{number}'
-        self.address, self.gateway, self.aside = (
-            f'198.51.100.{64 + 16 * number + host}' for host in (1, 2, 10))
+        address, self.gateway, self.aside = (
+            f'198.51.100.{64 + 16 * number + host}' if fam is IPV4 else
+            f'2001:db8:fd:{number}::{host}' for host in (1, 2, 10))
+        self.address = f'{address}/{28 if fam is IPV4 else 64}'
         self.capture = None
 
     def __enter__(self):
@@ -146,7 +150,7 @@ class Cable:
     def configure(self, name, device=None):
         """Addresses and neighbours of our end, or of a device that stands in for it."""
         device = device or self.near
-        ip_batch(name, f'link set {device} up', f'address replace {self.address}/28 dev {device}',
+        ip_batch(name, f'link set {device} up', f'address replace {self.address} dev {device}',
                  f'neigh replace {self.gateway} lladdr {GW} dev {device}',
                  f'neigh replace {self.aside} lladdr {MBOX} dev {device}',
                  f'neigh replace {ASIDE6} lladdr {MBOX} dev {device}')
@@ -158,6 +162,7 @@ class Cable:
         if number is None:
             ip_batch(self.name, f'route add {prefix} {words} dev {device}')
             return
+        number += family(self.gateway).first
         with inside(self.name):
             netlink_here(None, f'nexthop add id {number} via {self.gateway} dev {device} '
                                f'neigh {words}')
@@ -166,14 +171,15 @@ class Cable:
 
 # --- packets ---
 
-def flow(address, name='host', source='192.0.2.2'):
+def flow(address, name='host', source=None):
     """A connected socket: it keeps its route as long as that is valid.
 
     Its source has to stay, or it could not take another route.
     """
+    fam = family(address)
     with inside(name):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((source, 0))
+        sock = socket.socket(fam.number, socket.SOCK_DGRAM)
+    sock.bind((fam.host if source is None else source, 0))
     sock.connect((str(address), SINK))
     return sock
 
@@ -181,8 +187,9 @@ def flow(address, name='host', source='192.0.2.2'):
 def sink():
     """Where floods end, unread and uncomplained."""
     with inside('server'):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(('0.0.0.0', SINK))
+        # It gets IPv4 as well.
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.bind(('::', SINK))
     return sock
 
 
@@ -302,10 +309,12 @@ def expect_steps(flood, address, note, *steps):
 
 # --- devices ---
 
+@both
 def removed(wire, prefix):
     """removed"""
-    for note, number, words, step in KINDS:
-        with Cable() as cable, sink():
+    fam = family(prefix)
+    for note, number, words, step in without_inet6(fam, KINDS):
+        with Cable(fam=fam) as cable, sink():
             cable.route(prefix, number, words)
             with Flood([flow(prefix[1])], [cable.capture, wire.captures['host']]) as flood:
                 flood.more()
@@ -313,8 +322,8 @@ def removed(wire, prefix):
                 flood.more()
             yield from expect_steps(flood, prefix[1], note, (', before', step),
                                     (', after', (GW, HOST)))
-            if number and f'id {number} ' in nl('nexthop show'):
-                raise Failure(f'nexthop {number} is still there')
+            if number and f'id {fam.first + number} ' in nl('nexthop show'):
+                raise Failure(f'nexthop {fam.first + number} is still there')
 
 
 def moved(_, prefix):
@@ -340,14 +349,16 @@ def moved(_, prefix):
         namespace_gone('elsewhere', cable.far)
 
 
+@both
 def readdressed(wire, prefix):
     """address"""
+    fam = family(prefix)
     lan = ((': via link', None, f'via link {MBOX} dev eth0', (MBOX, HOST), (MBOX, NEW)),
            (': lladdr', 256, f'lladdr {MBOX}', (MBOX, HOST), (MBOX, NEW)),
-           (': via', 257, 'via 192.0.2.9', (MBOX, HOST), (MBOX, NEW)),
-           (': via inet6', 258, 'via inet6 2001:db8::9', (MBOX, HOST), (MBOX, NEW)),
+           (': via', 257, f'via {fam.mbox}', (MBOX, HOST), (MBOX, NEW)),
+           (': via inet6', 258, f'via inet6 {IPV6.mbox}', (MBOX, HOST), (MBOX, NEW)),
            (': src-lladdr', 259, f'src-lladdr {VMAC}', (GW, VMAC)))
-    for note, number, words, *steps in lan:
+    for note, number, words, *steps in without_inet6(fam, lan):
         if number:
             add_override(prefix, number, words)
         else:

@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 """Nexthop objects with a neighbour override, for an 'ip' that knows no such thing.
 
-usage: netlink.py nexthop add|replace id N [via ADDRESS] dev DEV [neigh NEIGH]
+usage: netlink.py [-4|-6] nexthop add|replace id N [via ADDRESS] dev DEV [neigh NEIGH]
        netlink.py nexthop del id N
        netlink.py nexthop show [id N] [stats]
        netlink.py route get ADDRESS [mark N] [from ADDRESS iif DEV]
 
 NEIGH := [via [inet|inet6] ADDRESS | lladdr LLADDR] [src-lladdr LLADDR | preserve [strict]]
          [fallback] [counters]
+
+-6 is for an IPv6 nexthop without an address.
 
 Exit status: 1 for wrong words, 2 when the kernel refuses.
 """
@@ -41,6 +43,7 @@ LLADDR, VIA4, VIA6, SRC_LLADDR, FLAGS, STATS = 1, 2, 3, 4, 5, 6
 FLAG_WORDS = {'fallback': 1, 'preserve': 2, 'strict': 4, 'counters': 8}
 STAT_WORDS = {1: 'packets', 2: 'bytes', 3: 'fallback', 4: 'unknown', 5: 'failed', 6: 'forwarded'}
 
+FAMILIES = {'-4': socket.AF_INET, '-6': socket.AF_INET6}
 EDITS = {'add': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_EXCL),
          'replace': (RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE),
          'del': (RTM_DELNEXTHOP, 0)}
@@ -119,7 +122,7 @@ def pack_neigh(words):
     return nest + (attribute(FLAGS, struct.pack('=I', flags)) if flags else b'')
 
 
-def pack_nexthop(words, family=socket.AF_INET):
+def pack_nexthop(words, family):
     """The body of a request from the words of a nexthop."""
     words, body = iter(words), b''
     for word in words:
@@ -229,14 +232,16 @@ ROUTE = ((RTA_DST, '', ip_address), (RTA_SRC, 'from ', ip_address),
          (RTA_NEIGH_OVERRIDE, 'neigh ', show_neigh))
 
 
-def run(words):
+def run(words, family=socket.AF_INET):
     """Run a command; return the lines that it prints."""
+    if words and words[0] in FAMILIES:
+        return run(words[1:], FAMILIES[words[0]])
     if words[:2] == ['nexthop', 'show']:
         body = pack_nexthop(words[2:], socket.AF_UNSPEC)
         answers = request(RTM_GETNEXTHOP, 0 if 'id' in words else NLM_F_DUMP, body)
         return [show(answer[NHMSG.size:], NEXTHOP) for answer in answers]
     if words[:1] == ['nexthop'] and words[1:2] and words[1] in EDITS:
-        request(*EDITS[words[1]], pack_nexthop(words[2:]))
+        request(*EDITS[words[1]], pack_nexthop(words[2:], family))
         return []
     if words[:2] == ['route', 'get'] and words[2:]:
         return [show(answer[RTMSG.size:], ROUTE)

@@ -8,6 +8,8 @@
 #                       eth0 |
 #                          near, 192.0.2.5
 #
+# The IPv6 addresses are those of lab, with the same last number.
+#
 # near and far are servers.  client talks TCP to their addresses; proxy takes the
 # frames of PORT out of the bridge, in both directions, and haproxy answers with
 # the addresses of the servers and asks the servers with that of client.  Frames
@@ -23,34 +25,31 @@ import struct
 import subprocess
 import tempfile
 
-from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, PORT, Failure, Row, inside, ip_batch,
-                 netlink_here, nft)
+from consumers import past_ip
+from lab import (DEADLINE, ETH_P_ALL, GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, PORT,
+                 TRANSPARENT, Failure, Row, both, family, inside, ip_batch, netlink_here, nft)
 
 # client, router and proxy have the addresses of host, gw and mbox.
 CLIENT, ROUTER, PROXY, NEAR = HOST, GW, MBOX, '02:00:00:00:00:05'
-CLIENT_IP, ROUTER_IP, PROXY_IP, NEAR_IP = '192.0.2.2', '192.0.2.1', '192.0.2.9', '192.0.2.5'
-FAR_IP = '198.51.100.2'
-NEIGHBOURS = {'client': (CLIENT, CLIENT_IP), 'router': (ROUTER, ROUTER_IP),
-              'near': (NEAR, NEAR_IP)}
-SERVERS = {'near': NEAR_IP, 'far': FAR_IP}
+ANY = {IPV4: '0.0.0.0', IPV6: '::'}
+NEIGHBOURS = {'client': CLIENT, 'router': ROUTER, 'near': NEAR}
 
 PROXY_PORT, CLOSED_PORT = 7008, 7009
-IP_TRANSPARENT = 19     # <linux/in.h>
 CONTENT = b''.join(b'line %d\n' % number for number in range(3000))
 
-RULES = f'''
+RULES = '''
 table bridge proxy {{
 	chain prerouting {{
 		type filter hook prerouting priority dstnat;
-		tcp dport {PORT} ether daddr set {PROXY} meta pkttype set host
-		tcp sport {PORT} ether daddr set {PROXY} meta pkttype set host
+		tcp dport {port} ether daddr set {mac} meta pkttype set host
+		tcp sport {port} ether daddr set {mac} meta pkttype set host
 	}}
 }}
-table ip proxy {{
+table {table} proxy {{
 	chain prerouting {{
 		type filter hook prerouting priority mangle;
 		meta l4proto tcp socket transparent 1 meta mark set 1 accept
-		iifname br0 tcp dport {PORT} tproxy to :{PROXY_PORT} meta mark set 1 accept
+		iifname br0 tcp dport {port} tproxy to :{proxy_port} meta mark set 1 accept
 	}}
 }}
 '''
@@ -65,12 +64,12 @@ defaults
 	timeout client {seconds}s
 	timeout server {seconds}s
 listen proxy
-	bind :{port} transparent
-	source 0.0.0.0 usesrc clientip
-	server original 0.0.0.0
+	bind {any}:{port} transparent
+	source {any} usesrc clientip
+	server original {any}
 '''
 
-# ports: of source and destination; data: from the IP header on
+# ports: of source and destination; data: from them on
 Packet = collections.namedtuple('Packet', 'dst src ports data')
 # to_*: the packets that arrived there; log: what haproxy says about the connection
 Transfer = collections.namedtuple('Transfer', 'to_client to_server log problem')
@@ -83,41 +82,62 @@ def namespace(name):
     return f'proxy-{name}'
 
 
+def addresses(fam):
+    """The addresses of all, by name."""
+    return {'client': fam.host, 'router': fam.gw, 'proxy': fam.mbox, 'near': f'{fam.lan}5',
+            'far': f'{fam.beyond}2'}
+
+
 @contextlib.contextmanager
-def hosts():
+def hosts(fam):
     """The topology at the top of this file, new each time: nobody knows anybody."""
     names = ['proxy', 'far', *NEIGHBOURS]
+    ips = addresses(fam)
+    default = f'route add default via {ips["router"]}'
     try:
-        ip_batch(None, *(f'netns add {namespace(name)}' for name in names),
-                 *(f'link add eth0 netns {namespace(name)} address {mac} type veth '
-                   f'peer name {name} netns {namespace("proxy")}'
-                   for name, (mac, _) in NEIGHBOURS.items()),
+        ip_batch(None, *(f'netns add {namespace(name)}' for name in names))
+        for name in names:
+            with inside(namespace(name)):
+                # No duplicate address detection: it takes a second.
+                write_sysctl('net/ipv6/conf/all/accept_dad', 0)
+                write_sysctl('net/ipv6/conf/default/accept_dad', 0)
+        ip_batch(None, *(f'link add eth0 netns {namespace(name)} address {mac} type veth '
+                         f'peer name {name} netns {namespace("proxy")}'
+                         for name, mac in NEIGHBOURS.items()),
                  f'link add eth1 netns {namespace("router")} type veth '
                  f'peer name eth0 netns {namespace("far")}')
-        for name, (_, address) in NEIGHBOURS.items():
-            ip_batch(namespace(name), f'address add {address}/24 dev eth0', 'link set eth0 up')
-        ip_batch(namespace('client'), f'route add default via {ROUTER_IP}')
-        ip_batch(namespace('near'), f'route add default via {ROUTER_IP}')
-        ip_batch(namespace('router'), 'address add 198.51.100.1/24 dev eth1', 'link set eth1 up')
-        ip_batch(namespace('far'), f'address add {FAR_IP}/24 dev eth0', 'link set eth0 up',
-                 'route add default via 198.51.100.1')
+        for name in NEIGHBOURS:
+            ip_batch(namespace(name), f'address add {ips[name]}/{fam.length} dev eth0',
+                     'link set eth0 up')
+        ip_batch(namespace('client'), default)
+        ip_batch(namespace('near'), default)
+        ip_batch(namespace('router'), f'address add {fam.beyond}1/{fam.length} dev eth1',
+                 'link set eth1 up')
+        ip_batch(namespace('far'), f'address add {ips["far"]}/{fam.length} dev eth0',
+                 'link set eth0 up', f'route add default via {fam.beyond}1')
         with inside(namespace('router')):
             write_sysctl('net/ipv4/ip_forward', 1)
-        set_up_proxy()
+            write_sysctl('net/ipv6/conf/all/forwarding', 1)
+        set_up_proxy(fam)
         yield
     finally:
         ip_batch(None, *(f'netns delete {namespace(name)}' for name in names))
 
 
-def set_up_proxy():
+def set_up_proxy(fam):
     """The bridge, and the rules that take packets out of it."""
+    ips = addresses(fam)
     ip_batch(namespace('proxy'), 'link set lo up', f'link add br0 address {PROXY} type bridge',
              *(f'link set {port} master br0 up' for port in NEIGHBOURS), 'link set br0 up',
-             f'address add {PROXY_IP}/24 dev br0', f'route add default via {ROUTER_IP}',
-             'rule add fwmark 1 lookup 100', 'route add local default dev lo table 100')
+             f'address add {ips["proxy"]}/{fam.length} dev br0',
+             f'route add default via {ips["router"]}',
+             f'route add local {ANY[fam]}/0 dev lo table 100')
+    table = 'ip6' if fam is IPV6 else 'ip'
     with inside(namespace('proxy')):
+        stock('ip', fam.option, 'rule', 'add', 'fwmark', '1', 'lookup', '100')
         write_sysctl('net/bridge/bridge-nf-call-iptables', 0)
-        nft(RULES)
+        write_sysctl('net/bridge/bridge-nf-call-ip6tables', 0)
+        nft(RULES.format(port=PORT, mac=PROXY, table=table, proxy_port=PROXY_PORT))
 
 
 def write_sysctl(name, value):
@@ -126,13 +146,17 @@ def write_sysctl(name, value):
         file.write(str(value))
 
 
-def add_overrides(neigh):
+def add_overrides(fam, neigh):
     """Let all that proxy sends to its LAN and beyond go by an override."""
+    ips = addresses(fam)
     with inside(namespace('proxy')):
-        netlink_here(None, f'nexthop replace id 300 dev br0 neigh {neigh}')
-        netlink_here(None, f'nexthop replace id 301 via {ROUTER_IP} dev br0 neigh {neigh}')
-    ip_batch(namespace('proxy'), f'route replace 192.0.2.0/24 nhid 300 scope link src {PROXY_IP}',
-             'route replace default nhid 301')
+        netlink_here(None, f'{fam.option} nexthop replace id 300 dev br0 neigh {neigh}')
+        netlink_here(None, f'nexthop replace id 301 via {ips["router"]} dev br0 neigh {neigh}')
+    # The kernel's own route for an IPv6 address stays.
+    metric = ' metric 1' * (fam is IPV6)
+    ip_batch(namespace('proxy'), f'route replace {fam.lan}0/{fam.length} nhid 300 scope link '
+                                 f'src {ips["proxy"]}{metric}',
+             f'route replace {ANY[fam]}/0 nhid 301')
 
 
 def stock(*command):
@@ -140,19 +164,19 @@ def stock(*command):
     return subprocess.run(command, text=True, capture_output=True, check=True).stdout
 
 
-def learned(*addresses):
+def learned(*lladdrs):
     """The ports of the bridge that it has learned link-layer addresses on."""
     with inside(namespace('proxy')):
         entries = json.loads(stock('bridge', '-json', 'fdb', 'show', 'br', 'br0'))
     return ', '.join(sorted(f"{entry['mac']} on {entry['ifname']}" for entry in entries
-                            if entry['mac'] in addresses))
+                            if entry['mac'] in lladdrs))
 
 
-def meet(*addresses):
+def meet(*others):
     """Let proxy talk to others, as itself: it has valid neighbour entries then."""
-    for address in addresses:
+    for address in others:
         with inside(namespace('proxy')):
-            sock = socket.socket()
+            sock = socket.socket(family(address).number)
         with sock:
             sock.settimeout(DEADLINE)
             result = sock.connect_ex((address, CLOSED_PORT))
@@ -161,6 +185,15 @@ def meet(*addresses):
 
 
 # --- packets ---
+
+def source_of(frame):
+    """The IP source of a frame that carries TCP or UDP."""
+    if frame[12:14] == b'\x08\x00' and frame[23] in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        return socket.inet_ntop(socket.AF_INET, frame[26:30])
+    if frame[12:14] == b'\x86\xdd' and frame[20] in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        return socket.inet_ntop(socket.AF_INET6, frame[22:38])
+    return None
+
 
 def exchange(client, listener):
     """Let client fetch CONTENT; return what is wrong about it and the server's peer."""
@@ -173,7 +206,8 @@ def exchange(client, listener):
         request = connection.recv(2048)
         connection.sendall(CONTENT)
     content = client.makefile('rb').read()
-    if (peer[0], request, content) == (CLIENT_IP, b'content, please', CONTENT):
+    wanted = client.getsockname()[0], b'content, please', CONTENT
+    if (peer[0], request, content) == wanted:
         return None, peer
     return f'{peer[0]} asked for {request}, {len(content)} bytes arrived', peer
 
@@ -181,7 +215,8 @@ def exchange(client, listener):
 class Watch:
     """Makes traffic, and sees what arrives."""
 
-    def __init__(self, stack):
+    def __init__(self, stack, fam):
+        self.fam, self.ips = fam, addresses(fam)
         self.captures = {}
         for name in NEIGHBOURS:
             with inside(namespace(name)):
@@ -192,24 +227,23 @@ class Watch:
         self.log = None     # haproxy's
 
     def arrived(self, name, source):
-        """The packets of an IPv4 source that have arrived at a neighbour since last time."""
+        """The packets of an IP source that have arrived at a neighbour since last time."""
         packets = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, address = self.captures[name].recvfrom(2048)
-                data = frame[14:]
-                if address[2] != socket.PACKET_OUTGOING and frame[12:14] == b'\x08\x00' and \
-                   data[12:16] == socket.inet_aton(source):
-                    ports = struct.unpack_from('!HH', data, 4 * (data[0] & 15))
+                if address[2] != socket.PACKET_OUTGOING and source_of(frame) == source:
+                    data = past_ip(frame)
+                    ports = struct.unpack_from('!HH', data)
                     packets.append(Packet(frame[0:6].hex(':'), frame[6:12].hex(':'), ports, data))
         return packets
 
     def transfer(self, server):
         """client fetches CONTENT from a server."""
         with inside(namespace(server)):
-            listener = socket.create_server((SERVERS[server], PORT))
+            listener = socket.create_server((self.ips[server], PORT), family=self.fam.number)
         with inside(namespace('client')):
-            client = socket.socket()
+            client = socket.socket(self.fam.number)
         with listener, client:
             listener.settimeout(DEADLINE)
             client.settimeout(DEADLINE)
@@ -218,18 +252,19 @@ class Watch:
         log = self.log.recv(2048).decode().strip()
         next_hop = server if server in NEIGHBOURS else 'router'
         return Transfer(
-            [packet for packet in self.arrived('client', SERVERS[server])
+            [packet for packet in self.arrived('client', self.ips[server])
              if packet.ports == to_client],
-            [packet for packet in self.arrived(next_hop, CLIENT_IP) if packet.ports == to_server],
+            [packet for packet in self.arrived(next_hop, self.ips['client'])
+             if packet.ports == to_server],
             log, problem)
 
     def emit(self, source, destination, neighbour):
         """proxy sends a datagram with a source of others; what of it arrived at a neighbour."""
         payload = f'{source} to {destination}'.encode()
         with inside(namespace('proxy')):
-            foreign = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            foreign = socket.socket(self.fam.number, socket.SOCK_DGRAM)
         with foreign:
-            foreign.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            foreign.setsockopt(*TRANSPARENT[self.fam], 1)
             foreign.bind((source, 0))
             # The sender hears of a drop, as when netfilter drops.
             with contextlib.suppress(PermissionError):
@@ -241,14 +276,15 @@ class Watch:
 
 
 @contextlib.contextmanager
-def start_haproxy():
+def start_haproxy(fam):
     """Run haproxy; yield the socket that gets a line for each connection that is over."""
     with tempfile.TemporaryDirectory() as directory, \
          socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.bind(f'{directory}/log')
         log.settimeout(DEADLINE)
         with open(f'{directory}/haproxy.cfg', 'w', encoding='ascii') as file:
-            file.write(HAPROXY.format(log=f'{directory}/log', port=PROXY_PORT, seconds=DEADLINE))
+            file.write(HAPROXY.format(log=f'{directory}/log', port=PROXY_PORT, seconds=DEADLINE,
+                                      any='[::]' if fam is IPV6 else '0.0.0.0'))
         # It says when it is ready, as a service does.
         with subprocess.Popen(['nsenter', f'--net=/run/netns/{namespace("proxy")}', 'haproxy',
                                '-Ws', '-db', '-q', '-f', f'{directory}/haproxy.cfg'],
@@ -275,55 +311,61 @@ def expect_transfer(watch, server, to_client, to_server):
     moved = watch.transfer(server)
     yield expect(f': {server} to client', moved.to_client, *to_client, moved.problem)
     yield expect(f': client to {server}', moved.to_server, *to_server, moved.problem)
-    expected = f'{CLIENT_IP} to {SERVERS[server]} as {CLIENT_IP}: {len(CONTENT)} bytes, --'
+    client = watch.ips['client']
+    expected = f'{client} to {watch.ips[server]} as {client}: {len(CONTENT)} bytes, --'
     yield Row(f': log of {server}', expected, moved.log, None)
 
 
 @contextlib.contextmanager
-def watched():
+def watched(prefix):
     """New hosts, without haproxy."""
-    with hosts(), contextlib.ExitStack() as stack:
-        yield Watch(stack)
+    with hosts(family(prefix)), contextlib.ExitStack() as stack:
+        yield Watch(stack, family(prefix))
 
 
 @contextlib.contextmanager
-def proxied():
+def proxied(prefix):
     """New hosts, with haproxy."""
-    with watched() as watch, start_haproxy() as watch.log:
+    with watched(prefix) as watch, start_haproxy(watch.fam) as watch.log:
         yield watch
 
 
-def proxy_plain(*_):
+@both
+def proxy_plain(_, prefix):
     """plain proxy"""
-    with proxied() as watch:
+    with proxied(prefix) as watch:
         yield from expect_transfer(watch, 'near', (CLIENT, PROXY), (NEAR, PROXY))
         yield from expect_transfer(watch, 'far', (CLIENT, PROXY), (ROUTER, PROXY))
 
 
-def proxy_preserve(*_):
+@both
+def proxy_preserve(_, prefix):
     """proxy"""
-    with proxied() as watch:
-        add_overrides('preserve')
-        meet(NEAR_IP, ROUTER_IP)
+    with proxied(prefix) as watch:
+        add_overrides(watch.fam, 'preserve')
+        meet(watch.ips['near'], watch.ips['router'])
         yield from expect_transfer(watch, 'near', (CLIENT, NEAR), (NEAR, CLIENT))
         yield from expect_transfer(watch, 'far', (CLIENT, ROUTER), (ROUTER, CLIENT))
         yield Row(': fdb', f'{CLIENT} on client, {NEAR} on near', learned(CLIENT, NEAR), None)
 
 
-def proxy_itself(*_):
+@both
+def proxy_itself(_, prefix):
     """proxy itself"""
-    with watched() as watch:
-        add_overrides('preserve strict')
-        meet(CLIENT_IP, NEAR_IP, FAR_IP)
-        for name, mac in (('client', CLIENT), ('near', NEAR), ('router', ROUTER)):
-            yield expect(f': to {name}', watch.arrived(name, PROXY_IP), mac, PROXY)
-        yield expect(': as near', watch.emit(NEAR_IP, CLIENT_IP, 'client'), CLIENT, NEAR)
+    with watched(prefix) as watch:
+        add_overrides(watch.fam, 'preserve strict')
+        meet(*(watch.ips[name] for name in ('client', 'near', 'far')))
+        for name, mac in NEIGHBOURS.items():
+            yield expect(f': to {name}', watch.arrived(name, watch.ips['proxy']), mac, PROXY)
+        yield expect(': as near', watch.emit(watch.ips['near'], watch.ips['client'], 'client'),
+                     CLIENT, NEAR)
 
 
-def owner_unknown(*_):
+@both
+def owner_unknown(_, prefix):
     """server not known yet"""
-    with proxied() as watch:
-        add_overrides('preserve')
+    with proxied(prefix) as watch:
+        add_overrides(watch.fam, 'preserve')
         moved = watch.transfer('near')
         # haproxy answers client first, and asks for near's address later.
         yield expect(': first', moved.to_client[:1], CLIENT, PROXY, moved.problem)
@@ -331,33 +373,38 @@ def owner_unknown(*_):
         yield expect(': client', moved.to_server, NEAR, CLIENT)
 
 
-def owner_missing(*_):
+@both
+def owner_missing(_, prefix):
     """no owner"""
-    with watched() as watch:
-        ip_batch(namespace('proxy'), 'route add unreachable 203.0.113.0/24')
-        sources = ('no entry', '192.0.2.77'), ('no route', '203.0.113.77')
-        add_overrides('preserve')
+    with watched(prefix) as watch:
+        network, unknown = {IPV4: NETWORKS[0], IPV6: NETWORK6}[watch.fam], f'{watch.fam.lan}77'
+        ip_batch(namespace('proxy'), f'route add unreachable {network}')
+        sources = ('no entry', unknown), ('no route', str(network[77]))
+        client = watch.ips['client']
+        add_overrides(watch.fam, 'preserve')
         for note, source in sources:
-            yield expect(f': {note}', watch.emit(source, CLIENT_IP, 'client'), CLIENT, PROXY)
-        add_overrides('preserve strict counters')
+            yield expect(f': {note}', watch.emit(source, client, 'client'), CLIENT, PROXY)
+        add_overrides(watch.fam, 'preserve strict counters')
         for note, source in sources:
-            yield expect(f', strict: {note}', watch.emit(source, CLIENT_IP, 'client'), None, None)
+            yield expect(f', strict: {note}', watch.emit(source, client, 'client'), None, None)
         with inside(namespace('proxy')):
             words = netlink_here(None, 'nexthop show id 300 stats').split()
-            neighbours = stock('ip', 'neigh', 'show', 'to', '192.0.2.77')
+            neighbours = stock('ip', 'neigh', 'show', 'to', unknown)
         yield Row(', strict: counted', 'unknown 2', f'unknown {words[words.index("unknown") + 1]}',
                   None)
         yield Row(': neighbour entry', 'none', neighbours.strip() or 'none', None)
 
 
-def owner_next_hop(*_):
+@both
+def owner_next_hop(_, prefix):
     """owner is router"""
-    with watched() as watch:
-        add_overrides('preserve')
-        meet(ROUTER_IP)
-        for note, destination, addresses in (('client', CLIENT_IP, (CLIENT, ROUTER)),
-                                             ('router', FAR_IP, (ROUTER, PROXY))):
-            yield expect(f': to {note}', watch.emit('198.51.100.77', destination, note), *addresses)
+    with watched(prefix) as watch:
+        add_overrides(watch.fam, 'preserve')
+        meet(watch.ips['router'])
+        for name, to, lladdrs in (('client', 'client', (CLIENT, ROUTER)),
+                                  ('router', 'far', (ROUTER, PROXY))):
+            yield expect(f': to {name}',
+                         watch.emit(f'{watch.fam.beyond}77', watch.ips[to], name), *lladdrs)
 
 
 CASES = (proxy_plain, proxy_preserve, proxy_itself, owner_unknown, owner_missing, owner_next_hop)

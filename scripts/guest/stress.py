@@ -21,18 +21,20 @@ import time
 
 import lab
 import netlink
-from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, VMAC
+from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, PREFIXES6, VMAC
 
-UDP_SEGMENT, IP_TRANSPARENT = 103, 19
-FOREIGN = '192.0.2.150'         # preserve: who it is, is in host's neighbour table
-REMOTE = '198.18.99.9'          # preserve: who it is, is behind a group
+UDP_SEGMENT, IP_TRANSPARENT, IPV6_TRANSPARENT = 103, 19, 75
+# preserve: who it is, is in host's neighbour table, or behind a group
+FOREIGN, FOREIGN6 = '192.0.2.150', '2001:db8::150'
+REMOTE, REMOTE6 = '198.18.99.9', '2001:db8:99::9'
 NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}',
           'via 192.0.2.9', 'via 192.0.2.9 fallback', 'via 192.0.2.77 fallback counters',
           'via 192.0.2.78', 'via inet6 2001:db8::9', 'via inet6 2001:db8::77 src-lladdr {vmac}',
           'preserve', 'preserve strict', 'via 192.0.2.9 preserve counters',
           'lladdr {mbox} counters', 'counters src-lladdr {vmac}', 'lladdr {mbox} preserve')
 NEIGHS = tuple(words.format(mbox=MBOX, vmac=VMAC) for words in NEIGHS)
-OBJECTS, GROUP, RESILIENT = range(1, 9), 100, 101
+NEIGHS6 = tuple(words for words in NEIGHS if '192' not in words)
+OBJECTS, OBJECTS6, GROUP, RESILIENT, GROUP6 = range(1, 9), range(9, 17), 100, 101, 102
 ALLOCINFO = '/proc/allocinfo'
 TRACING = '/sys/kernel/tracing'
 
@@ -93,17 +95,23 @@ class Worker:
 
 # --- packets ---
 
-def any_address():
+def any_address(family=socket.AF_INET):
     """Somewhere behind server."""
-    return str(random.choice(PREFIXES)[random.randrange(1, 3)])
+    prefixes = PREFIXES if family == socket.AF_INET else PREFIXES6
+    return str(random.choice(prefixes)[random.randrange(1, 3)])
 
 
-def udp(source=None):
+def udp(source=None, family=socket.AF_INET):
     """A socket; with a source, one that may not be this host's."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if source and ':' in source:
+        family = socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     if source:
-        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
         sock.bind((source, 0))
     return sock
 
@@ -114,17 +122,18 @@ def send_some(socks, address):
         size = random.choice((1, 100, 1400, 4000, 20000))
         sock.setsockopt(socket.SOL_UDP, UDP_SEGMENT, random.choice((0, 0, 500)))
         with contextlib.suppress(OSError):
-            sock.sendto(bytes(size), (address(), PORT))
+            sock.sendto(bytes(size), (address(sock.family), PORT))
             yield 1
 
 
 def local():
     """Packets of host, by its own address and in the name of another."""
     while True:
-        socks = [udp(), udp(FOREIGN), udp(REMOTE)]
-        for sock in socks[:1]:
+        socks = [udp(), udp(family=socket.AF_INET6), udp(FOREIGN), udp(REMOTE), udp(FOREIGN6),
+                 udp(REMOTE6)]
+        for sock in socks[:2]:
             with contextlib.suppress(OSError):
-                sock.connect((any_address(), PORT))
+                sock.connect((any_address(sock.family), PORT))
         for _ in range(50):
             yield sum(send_some(socks, any_address))
         for sock in socks:
@@ -133,16 +142,19 @@ def local():
 
 def returned():
     """Packets of server, which gw forwards by conntrack, a flowtable and overrides."""
-    socks = [udp(), udp(str(PREFIXES[0][1]))]
+    socks = [udp(), udp(str(PREFIXES[0][1])), udp(str(PREFIXES6[0][1]))]
+    hosts = {socket.AF_INET: ('192.0.2.2', '192.0.2.9', FOREIGN),
+             socket.AF_INET6: ('2001:db8::2', '2001:db8::9', FOREIGN6)}
     while True:
-        yield sum(send_some(socks, lambda: random.choice(('192.0.2.2', '192.0.2.9', FOREIGN))))
+        yield sum(send_some(socks, lambda family: random.choice(hosts[family])))
 
 
 def waiting():
     """Packets that wait for neighbours which never come, or late."""
-    socks = [udp(), udp(FOREIGN)]
+    socks = [udp(), udp(FOREIGN), udp(FOREIGN6)]
+    lan = {socket.AF_INET: '192.0.2.', socket.AF_INET6: '2001:db8::'}
     while True:
-        yield sum(send_some(socks, lambda: f'192.0.2.{random.randrange(60, 90)}'))
+        yield sum(send_some(socks, lambda family: f'{lan[family]}{random.randrange(60, 90)}'))
         time.sleep(0.001)
 
 
@@ -178,33 +190,50 @@ def words(line):
 def on_lan(device='eth0', gateway='192.0.2.1'):
     """The words of a nexthop with an override."""
     via = random.choice((f'via {gateway} ', f'via {gateway} ', ''))
-    return f'{via}dev {device} neigh {random.choice(NEIGHS)}'
+    return f'{via}dev {device} neigh {random.choice(NEIGHS6 if ":" in gateway else NEIGHS)}'
+
+
+def replace(number, *nexthop):
+    """Replace a nexthop object, of IPv6 if its gateway is."""
+    option = '-6' if nexthop and ':' in nexthop[-1] else '-4'
+    return words(f'{option} nexthop replace id {number} {on_lan(*nexthop)}')
 
 
 def objects():
     """Nexthop objects and groups of them."""
     while True:
         for _ in range(20):
-            action = random.choice(('replace',) * 8 + ('del',))
-            rest = '' if action == 'del' else ' ' + on_lan()
-            yield words(f'nexthop {action} id {random.choice(OBJECTS)}{rest}')
-        members = '/'.join(map(str, random.sample(OBJECTS, random.choice((1, 2, 4)))))
+            gateway, numbers = random.choice(
+                (('192.0.2.1', OBJECTS), ('2001:db8::1', OBJECTS6)))
+            if random.random() < 0.1:
+                yield words(f'nexthop del id {random.choice(numbers)}')
+            else:
+                yield replace(random.choice(numbers), 'eth0', gateway)
+        members, members6 = ('/'.join(map(str, random.sample(numbers, random.choice((1, 2, 4)))))
+                             for numbers in (OBJECTS, OBJECTS6))
         yield batch(f'nexthop replace id {GROUP} group {members}',
                     f'route replace {REMOTE} nhid {GROUP}',
+                    f'nexthop replace id {GROUP6} group {members6}',
+                    f'route replace {REMOTE6} nhid {GROUP6}',
                     f'nexthop replace id {RESILIENT} group {members} type resilient buckets 8')
 
 
 def routes():
     """Routes by objects and groups, to a link-layer address, with legs, without override."""
     def line():
-        prefix = random.choice(PREFIXES)
+        prefix = random.choice((*PREFIXES, *PREFIXES6))
         if random.random() < 0.1:
             return f'route del {prefix}'
-        nexthop = random.choice((
-            f'nhid {random.choice(OBJECTS)}', f'nhid {GROUP}', f'nhid {RESILIENT}',
-            f'via link {MBOX} dev eth0', 'via 192.0.2.1',
-            f'nexthop via link {MBOX} dev eth0 nexthop via link {GW} dev eth0 weight 2'))
-        return f'route replace {prefix} {nexthop}'
+        nexthops = [f'via link {MBOX} dev eth0', f'nhid {random.choice(OBJECTS6)}',
+                    f'nhid {GROUP6}']
+        if prefix.version == 6:
+            nexthops += ['via 2001:db8::1', f'via link {GW} dev eth0']
+        else:
+            nexthops += [
+                f'nhid {random.choice(OBJECTS)}', f'nhid {GROUP}', f'nhid {RESILIENT}',
+                'via 192.0.2.1',
+                f'nexthop via link {MBOX} dev eth0 nexthop via link {GW} dev eth0 weight 2']
+        return f'route replace {prefix} {random.choice(nexthops)}'
     while True:
         yield batch(*(line() for _ in range(16)))
 
@@ -212,10 +241,13 @@ def routes():
 def gw_routes():
     """What gw forwards goes by overrides, too, and back."""
     while True:
-        yield words(f'nexthop replace id 1 {on_lan("eth1", "198.51.100.2")}')
+        yield replace(1, 'eth1', '198.51.100.2') + replace(3, 'eth1', '2001:db8:ff::2')
         yield words(f'nexthop replace id 2 dev eth0 neigh {random.choice(NEIGHS)}')
-        yield batch(*(f'route replace {random.choice(PREFIXES)} nhid 1' for _ in range(8)),
-                    'route replace 192.0.2.128/25 nhid 2')
+        yield words(f'-6 nexthop replace id 4 dev eth0 neigh {random.choice(NEIGHS6)}')
+        yield batch(*(f'route replace {random.choice(PREFIXES)} nhid {random.choice((1, 3))}'
+                      for _ in range(8)), 'route replace 192.0.2.128/25 nhid 2',
+                    *(f'route replace {random.choice(PREFIXES6)} nhid 3' for _ in range(8)),
+                    'route replace 2001:db8::/112 nhid 4')
         time.sleep(0.01)
 
 
@@ -236,7 +268,7 @@ def neighbours():
     """Entries appear, change and go."""
     states = ('reachable', 'stale', 'delay', 'probe', 'permanent', 'failed', 'noarp')
     names = ('192.0.2.1', '192.0.2.9', '192.0.2.77', '192.0.2.78', FOREIGN, '2001:db8::9',
-             '2001:db8::77', '192.0.2.60', '192.0.2.61')
+             '2001:db8::77', '192.0.2.60', '192.0.2.61', '2001:db8::1', '2001:db8::60', FOREIGN6)
     while True:
         yield batch(*(f'neigh replace {random.choice(names)} lladdr {random.choice((GW, MBOX))} '
                       f'nud {random.choice(states)} dev eth0' for _ in range(8)),
@@ -251,7 +283,9 @@ def devices():
         yield batch(f'link set eth0 address {random.choice((HOST, "02:00:00:00:00:12"))}',
                     f'link set eth0 mtu {random.choice((600, 1400, 1500))}')
         if random.random() < 0.2:
-            yield batch('link set eth0 down', 'link set eth0 up', 'route add default via 192.0.2.1')
+            yield batch('link set eth0 down', 'link set eth0 up', 'route add default via 192.0.2.1',
+                        'address add 2001:db8::2/64 dev eth0',
+                        'route add default via 2001:db8::1')
         time.sleep(0.02)
 
 
@@ -262,32 +296,44 @@ KINDS = ('type dummy', 'type bridge', 'type vrf table 7', 'type bond', 'type vet
 
 def other_devices():
     """Devices that come, send by overrides, and go."""
-    with udp() as sock:
+    with udp() as sock, udp(family=socket.AF_INET6) as sock6:
         while True:
             done = batch(f'link add d0 {random.choice(KINDS)}',
-                         'address add 198.18.0.1/24 dev d0', 'link set d0 up')
+                         'address add 198.18.0.1/24 dev d0',
+                         'address add 2001:db8:18::1/64 dev d0', 'link set d0 up')
             for number in range(20, 24):
-                done += words(f'nexthop replace id {number} {on_lan("d0", "198.18.0.2")}')
+                done += replace(number, 'd0', '198.18.0.2')
+                done += replace(number + 10, 'd0', '2001:db8:18::2')
             done += batch(*(f'route replace 198.18.{number}.0/24 nhid {number}'
                             for number in range(20, 24)),
-                          f'route replace 198.18.24.0/24 via link {MBOX} dev d0')
+                          *(f'route replace 2001:db8:18:{number}::/64 nhid {number + 10}'
+                            for number in range(20, 24)),
+                          f'route replace 198.18.24.0/24 via link {MBOX} dev d0',
+                          f'route replace 2001:db8:18:24::/64 via link {MBOX} dev d0')
             for number in range(20, 25):
                 with contextlib.suppress(OSError):
                     sock.sendto(b'datagram', (f'198.18.{number}.9', PORT))
+                with contextlib.suppress(OSError):
+                    sock6.sendto(b'datagram', (f'2001:db8:18:{number}::9', PORT))
             yield done + batch('link del d0')
 
 
 def live_in_away():
     """Send by overrides in the namespace that is about to end."""
     enter('away')
-    batch('address add 192.0.2.99/24 dev eth0', 'link set eth0 up')
-    for number in OBJECTS:
-        words(f'nexthop replace id {number} {on_lan()}')
-    batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS))
-    with udp() as sock:
-        for number in OBJECTS:
+    batch('address add 192.0.2.99/24 dev eth0', 'address add 2001:db8::99/64 dev eth0 nodad',
+          'link set eth0 up')
+    for number, number6 in zip(OBJECTS, OBJECTS6):
+        replace(number)
+        replace(number6, 'eth0', '2001:db8::1')
+    batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS),
+          *(f'route replace {PREFIXES6[number]} nhid {number}' for number in OBJECTS6))
+    with udp() as sock, udp(family=socket.AF_INET6) as sock6:
+        for number, number6 in zip(OBJECTS, OBJECTS6):
             with contextlib.suppress(OSError):
                 sock.sendto(b'datagram', (str(PREFIXES[number][1]), PORT))
+            with contextlib.suppress(OSError):
+                sock6.sendto(b'datagram', (str(PREFIXES6[number6][1]), PORT))
 
 
 def namespaces():
@@ -302,14 +348,17 @@ def namespaces():
 
 def settings():
     """Sysctls that decide about routes."""
-    names = {'conf/all/rp_filter': (0, 2), 'conf/eth0/arp_announce': (0, 2),
-             'fib_multipath_hash_policy': (0, 1), 'conf/all/send_redirects': (0, 1),
-             'conf/eth0/ignore_routes_with_linkdown': (0, 1), 'route/flush': (1,),
-             'fib_multipath_use_neigh': (0, 1), 'ip_forward': (0, 1)}
+    names = {'ipv4/conf/all/rp_filter': (0, 2), 'ipv4/conf/eth0/arp_announce': (0, 2),
+             'ipv4/fib_multipath_hash_policy': (0, 1), 'ipv4/conf/all/send_redirects': (0, 1),
+             'ipv4/conf/eth0/ignore_routes_with_linkdown': (0, 1), 'ipv4/route/flush': (1,),
+             'ipv4/fib_multipath_use_neigh': (0, 1), 'ipv4/ip_forward': (0, 1),
+             'ipv6/fib_multipath_hash_policy': (0, 1), 'ipv6/route/flush': (1,),
+             'ipv6/conf/eth0/ignore_routes_with_linkdown': (0, 1),
+             'ipv6/conf/all/forwarding': (0, 1), 'ipv6/conf/eth0/use_optimistic': (0, 1)}
     while True:
         name, values = random.choice([*names.items()])
         with contextlib.suppress(OSError):
-            with open(f'/proc/sys/net/ipv4/{name}', 'w', encoding='ascii') as file:
+            with open(f'/proc/sys/net/{name}', 'w', encoding='ascii') as file:
                 file.write(f'{random.choice(values)}')
             yield 1
         time.sleep(0.005)
@@ -320,10 +369,12 @@ def readers():
     switch = f'{TRACING}/events/neigh_override/enable'
     while True:
         done = words('nexthop show stats') + words(f'route get {any_address()}')
+        done += words(f'route get {any_address(socket.AF_INET6)}')
         with contextlib.suppress(OSError):
             with open(switch, 'w', encoding='ascii') as file:
                 file.write(random.choice('01'))
-        yield done + batch('route show', f'route get {any_address()} from {FOREIGN} iif eth0')
+        yield done + batch('route show', 'route show root 2001:db8::/32',
+                           f'route get {any_address()} from {FOREIGN} iif eth0')
 
 
 # where, what; senders more than once
@@ -370,9 +421,11 @@ def prepare():
         sys.exit(f'stress: this kernel has no {ALLOCINFO}: see configs/debug.config')
     mount('tracefs', TRACING)
     lab.set_up()
-    lab.ip_batch('host', f'neigh replace {FOREIGN} lladdr 02:00:00:00:00:50 dev eth0')
+    lab.ip_batch('host', *(f'neigh replace {address} lladdr 02:00:00:00:00:50 dev eth0'
+                           for address in (FOREIGN, FOREIGN6)))
     with lab.inside('host'):
-        objects_ready = [words(f'nexthop add id {number} {on_lan()}') for number in OBJECTS]
+        objects_ready = [replace(number) for number in OBJECTS]
+        objects_ready += [replace(number, 'eth0', '2001:db8::1') for number in OBJECTS6]
     if not all(objects_ready):
         raise lab.Failure('a nexthop object was refused')
 
