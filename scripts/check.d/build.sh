@@ -281,7 +281,7 @@ undefined_symbols() {
 		nm -u "$OUT/$object" | awk '$2 ~ /neigh_override/ { print $2 }' | while read -r symbol; do
 			grep -qxF "$symbol" <<<"$defined" ||
 				finding "$object calls $symbol, which nothing defines"
-			[[ $object == net/@(core|ipv4)/* ]] || grep -qxF "__export_symbol_$symbol" <<<"$defined" ||
+			[[ $object == net/@(core|ipv4|ipv6)/* ]] || grep -qxF "__export_symbol_$symbol" <<<"$defined" ||
 				finding "$object calls $symbol, which is not exported"
 		done
 	done
