@@ -356,7 +356,7 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         kind, flags, body = request
         head, pairs = body[:HEADER[kind]], split(body[HEADER[kind]:])
         plain = [pair for pair in pairs if pair[0] & nl.NLA_TYPE_MASK not in OVERRIDES
-                 and not pair[1].startswith(LINK)]
+                 and (pair[0] != nl.RTA_VIA or not pair[1].startswith(LINK))]
         if (error in SILENT and kind in (nl.RTM_NEWNEXTHOP, RTM_NEWROUTE) and plain != pairs
                 and head + join(pairs) == body):
             # What is refused without override as well is not our business.
@@ -372,7 +372,8 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
             nl.FLAGS: u32(0), **nl.attributes(got)}, f'asked for {asked.hex()}, got {got.hex()}'
         if told[0] == socket.AF_INET6 and told[4] & 4 and not find(told[8:], nl.NHA_GATEWAY):
             return      # set with the gateway ::, which leaves a flag that wants a gateway
-        self.edit(nl.RTM_NEWNEXTHOP, EDITS[0], told)
+        if self.edit(nl.RTM_NEWNEXTHOP, EDITS[0], told, 'ENETDOWN'):
+            return      # its device has lost its carrier meanwhile
         copy = self.get(u32(COPY))
         assert copy.replace(u32(COPY), number) == told, f'another copy: {told.hex()} {copy.hex()}'
         self.edit(nl.RTM_DELNEXTHOP, 0, copy)
@@ -397,7 +398,8 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         assert len(gone) == 1 == len(before) - len(after), f'deleted {told.hex()}, gone {gone}'
         # Its gateway was reached by the route that it has replaced, or two routes differ only in
         # flags that are not dumped.
-        failed = self.edit(RTM_NEWROUTE, EDITS[4], gone[0], 'ENETUNREACH', 'EHOSTUNREACH', 'EEXIST')
+        failed = self.edit(RTM_NEWROUTE, EDITS[4], gone[0], 'ENETDOWN', 'ENETUNREACH',
+                           'EHOSTUNREACH', 'EEXIST')
         assert failed or self.state() == before, f'made again it differs: {told.hex()}'
 
     def traffic(self):
