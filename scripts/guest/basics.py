@@ -189,6 +189,8 @@ def dead_default(wire, prefix):
         if fam is IPV6:
             nl(f'nexthop replace id {first} via {fam.lan}77 dev eth0')
             yield expect(wire.send(prefix[1]), GW, HOST, ': plain')
+            nl(f'nexthop replace id {first} via {fam.mbox} dev eth0 neigh via {fam.lan}77')
+            yield expect(wire.send(prefix[1]), GW, HOST, ': via')
 
 
 @both
