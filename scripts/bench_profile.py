@@ -4,7 +4,7 @@
 usage: bench_profile.py SOCKET SYSTEM_MAP BEGIN [TRACE]
 
 Debugs the kernel that scripts/boot --gdb SOCKET started, through the gdb remote
-protocol: lets it run until scripts/guest/bench.c gives its mark, if BEGIN is where
+protocol: lets it run until tests/bench.c gives its mark, if BEGIN is where
 that sends, then until the function BEGIN has been entered a few times, and steps
 from there to the next entry.  Prints each function with the number of instructions in it, in the
 order of their first call.  TRACE is a file for the address of every instruction.

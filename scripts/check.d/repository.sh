@@ -41,9 +41,9 @@ check_python() {
 	local files
 	want /usr/bin/pylint:pylint
 	mapfile -t files < <(repository_files ':!patches' | first_line_has python3)
-	mapfile -O ${#files[@]} -t files < <(repository_files 'scripts/*.py')
+	mapfile -O ${#files[@]} -t files < <(repository_files 'scripts/*.py' 'tests/*.py')
 	mapfile -t files < <(printf '%s\n' "${files[@]}" | sort -u)
-	(cd "$REPO" && PYTHONPATH=scripts/guest /usr/bin/python3 -m pylint --rcfile=/dev/null \
+	(cd "$REPO" && PYTHONPATH=tests /usr/bin/python3 -m pylint --rcfile=/dev/null \
 		--score=n --persistent=n --max-line-length=100 --good-names-rgxs='^[a-z][a-z0-9]?$' \
 		--disable=missing-function-docstring,missing-class-docstring \
 		--msg-template='{path}:{line}: {msg_id} {symbol}: {msg}' "${files[@]}") |

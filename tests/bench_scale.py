@@ -3,7 +3,7 @@
 
 usage: bench_scale.py PROGRAM [short]
 
-PROGRAM is scripts/guest/bench_scale.c, built.  Prints one JSON object for each
+PROGRAM is tests/bench_scale.c, built.  Prints one JSON object for each
 kind of nexthop and number of them: instructions for each thing that was done,
 and bytes of memory.
 """

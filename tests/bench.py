@@ -4,7 +4,7 @@
 usage: bench.py --list | [--rounds N] [--batches N] [--packets N] [--without GROUP]
                 PROGRAM KERNEL [CASE]...
 
-PROGRAM is scripts/guest/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
+PROGRAM is tests/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
 decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
 'udp6', 'forward', 'short'.  By default all.
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
+REPO = pathlib.Path(__file__).resolve().parents[1]
 OFF = sys.argv[1:2] == ['--off']
 WITHOUT = OFF or sys.argv[1:2] == ['--without']
 IP = (sys.argv[1 + WITHOUT:] or [str(REPO / 'build/iproute2/ip/ip')])[0]

@@ -34,7 +34,7 @@ import sys
 import time
 import tty
 
-REPO = pathlib.Path(__file__).resolve().parents[2]
+REPO = pathlib.Path(__file__).resolve().parents[1]
 COLUMNS = 80    # of the page
 DEADLINE = 10   # seconds that output may be late
 LIMIT = 60      # seconds that a command may take
