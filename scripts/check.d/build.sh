@@ -218,7 +218,7 @@ forget_unsorted() {
 }
 
 needs_configuration() {
-	[ "$PATCH" = before ] || [ ! -f "$OUT/.config" ] ||
+	[ ! -f "$OUT/built" ] || [ ! -f "$OUT/.config" ] ||
 		[ -n "$(touched '*Kconfig*')" ]
 }
 
@@ -227,8 +227,8 @@ build_variant() {
 	local objects rebuilt object status=0 log
 	use_variant "$1"
 	variant_compiler
-	if [ "$PATCH" = before ]; then
-		rm -f "$OUT/built"
+	if [ "$PATCH" = before ] || { [ -n "$only_ends" ] && [ "$VARIANT" != gcc ]; }; then
+		rm -rf "$OUT/built" "$OUT/remarks"
 	else
 		FROM=$(cat "$OUT/built")
 		[ -n "$(touched "${COMPILED[@]}")" ] || nothing "changes nothing that is compiled"
