@@ -163,6 +163,30 @@ def cases_of(where):
                    2, '198.51.100.7', OWNERS)
 
 
+# Packets of the other direction would go to this neighbour.
+FLOWTABLE = ('ip neigh add 198.51.100.2 lladdr 02:00:00:00:01:01 nud permanent dev in0',
+             ('nft', 'table ip flows { '
+                     'flowtable fast { hook ingress priority 0; devices = { eth0, in0 }; }; '
+                     'chain c { type filter hook forward priority 0; flow add @fast; } }'))
+
+
+def flow_cases():
+    """Forwarded packets of a flow in a flowtable."""
+    def case(word, text, setup, *frame, kernels='n'):
+        return Case(f'forward.flow{word}', 'forward', kernels, text, (*FLOWTABLE, *setup),
+                    'forward.flow', *frame)
+
+    yield case('', 'plain, in a flowtable', (GATEWAY, NEXTHOP, ROUTE), GW, HOST, 2,
+               kernels='ufn')
+    for word, text, neigh, entry, *frame in (
+            ('via4', 'via4', 'via 192.0.2.9', OTHER, MBOX, HOST, 2),
+            ('lladdr', 'lladdr', 'lladdr {mbox}', '', MBOX, HOST),
+            ('lladdr-src', 'lladdr + src-lladdr', 'lladdr {mbox} src-lladdr {vmac}', '', MBOX,
+             VMAC),
+            ('gateway-src', 'gateway + src-lladdr', 'src-lladdr {vmac}', GATEWAY, GW, VMAC, 2)):
+        yield case(f'-{word}', f'{text}, in a flowtable', over(neigh, entry), *frame)
+
+
 GATEWAY6 = 'ip -6 neigh add {each} lladdr {gw} nud permanent dev {dev}'
 PLAIN6 = (GATEWAY6, 'ip -6 route add 2001:db8:1::/48 via {each} dev {dev}')
 ROUTE6 = 'ip -6 route add 2001:db8:1::/48 nhid 1'
@@ -205,7 +229,7 @@ def cases6():
 
 
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
-CASES += cases6()
+CASES += [*flow_cases(), *cases6()]
 CASES += bench_alternatives.cases(Case)
 
 

@@ -164,7 +164,7 @@ def flow_there(wire, prefix):
                 (': source', f'src-lladdr {VMAC}', (SERVER, VMAC))):
             words = f'via 198.51.100.2 dev eth1 neigh {neigh}'
             with gw_nexthop(350, words, prefix), established(wire, prefix[1]) as flow:
-                yield from flow.observe(note, 'not offloaded', there=frame)
+                yield from flow.observe(note, 'offloaded', there=frame)
 
 
 def flow_back(wire, prefix):
@@ -177,7 +177,7 @@ def flow_back(wire, prefix):
                 (': source', f'src-lladdr {VMAC}', (HOST, VMAC))):
             with gw_nexthop(351, f'dev eth0 neigh {neigh}', f'{CLIENT}/32'), \
                     established(wire, prefix[1]) as flow:
-                yield from flow.observe(note, 'not offloaded', back=frame)
+                yield from flow.observe(note, 'offloaded', back=frame)
 
 
 def flow_later(wire, prefix):
@@ -186,7 +186,7 @@ def flow_later(wire, prefix):
             established(wire, prefix[1]) as flow:
         yield from flow.observe(': before', 'offloaded', back=(HOST, GW))
         replace('dev eth0 neigh via 192.0.2.9')
-        yield from flow.observe(': override', 'not offloaded', back=(MBOX, GW))
+        yield from flow.observe(': override', 'offloaded', back=(MBOX, GW))
         replace('dev eth0')
         flow.exchange()
         yield from flow.observe(': removed', 'offloaded', back=(HOST, GW))
