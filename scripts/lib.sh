@@ -5,9 +5,9 @@ REPO=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 BUILD=$REPO/build
 BRANCH=neigh-override
 VERB=$(basename "$(readlink -f "$0")")
-DEFAULT_BASE=6.12
-# Every base, newest first.
-ALL_BASES=(7.3 6.12)
+# Every kernel, newest first.
+mapfile -t ALL_BASES < <(sed -n 's/ .*linux-source.*//p' "$REPO/configs/bases")
+DEFAULT_BASE=${ALL_BASES[-1]}
 # What the build of a User-mode Linux needs, for need.
 KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:perl
 	python3:python3 /usr/include/stdio.h:libc6-dev)
@@ -24,29 +24,25 @@ say() {
 # No git variable of the caller's reaches the kernel trees.
 unset "${!GIT_@}"
 
-# The comment block at the top of a script is its help text.
+# The comment block at the top of a script is its help text; BASES are the kernels, and
+# NEWEST is one of them.
 usage() {
-	sed -n '2,/^[^#]/{/^# \{0,1\}/s///p}' "$0"
+	sed -n '2,/^[^#]/{/^# \{0,1\}/s///p}' "$0" |
+		sed "s/BASES/$(IFS='|'; echo "${ALL_BASES[*]}")/; s/NEWEST/${ALL_BASES[0]}/"
 }
 
-# What is known of a base.  The version is the one that patches/ was made
-# against; a newer one of the same package is used when it is gone.
+# What configs/bases says of a base.
 select_base() {
 	BASE=$1
 	TREE=$BUILD/linux-$BASE
 	SUBJECT_PREFIX='PATCH net-next'
-	LAST_POSTING=
-	case $BASE in
-	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
-	     LABEL=Debian SUITE=trixie-backports ;;
-	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
-	     LABEL=Debian-Security SUITE=bookworm-security LAST_POSTING=4-fast ;;
-	iproute2) PACKAGE=iproute2 VERSION=6.1.0-3
-	     LABEL=Debian SUITE=bookworm
-	     TREE=$BUILD/iproute2
-	     SUBJECT_PREFIX='PATCH iproute2-next' ;;
-	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
-	esac
+	if [ "$BASE" = iproute2 ]; then
+		TREE=$BUILD/iproute2
+		SUBJECT_PREFIX='PATCH iproute2-next'
+	fi
+	read -r PACKAGE VERSION LABEL SUITE LAST_POSTING < \
+		<(awk -v base="$BASE" '!/^#/ && $1 == base { $1 = ""; print }' "$REPO/configs/bases") ||
+		die "unknown base '$BASE' (known: ${ALL_BASES[*]})"
 	PATCHES=$REPO/patches/$BASE
 	LOGS=$BUILD/log/$BASE
 	[[ $REPO != *[[:space:]:]* ]] ||
