@@ -5,12 +5,16 @@ REPO=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 BUILD=$REPO/build
 BRANCH=neigh-override
 VERB=$(basename "$(readlink -f "$0")")
-# Every kernel, newest first.
+CALLED="$VERB $*"
+# Every kernel, newest first; the last is the default.
 mapfile -t ALL_BASES < <(sed -n 's/ .*linux-source.*//p' "$REPO/configs/bases")
 DEFAULT_BASE=${ALL_BASES[-1]}
 # What the build of a User-mode Linux needs, for need.
 KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:perl
 	python3:python3 /usr/include/stdio.h:libc6-dev)
+# That of iproute2's ip.
+IPROUTE2_TOOLS=(git:git make:make gcc:gcc ld:binutils /usr/include/stdio.h:libc6-dev
+	pkg-config:pkg-config /usr/include/libmnl/libmnl.h:libmnl-dev)
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -49,6 +53,16 @@ select_base() {
 		die "a kernel cannot be built below a path with a space or a colon: $REPO"
 	{ mkdir -p "$LOGS" 2>/dev/null && [ -w "$BUILD" ] && [ -w "$LOGS" ]; } ||
 		die "cannot write to $BUILD"
+	runs_from "$BUILD" ||
+		die "nothing can be run from $BUILD: is it mounted noexec?"
+}
+
+# runs_from FOLDER: a program.
+runs_from() {
+	local probe=$1/.runs-$$ status=0
+	{ printf '#!/bin/sh\n' >"$probe" && chmod +x "$probe" && "$probe"; } 2>/dev/null || status=1
+	rm -f "$probe"
+	return $status
 }
 
 # git on the kernel tree, the same on every machine: no configuration, hooks
@@ -271,8 +285,9 @@ lock_tree() {
 # what WHAT says.
 lock_output() {
 	need flock:util-linux
-	exec 8>"$BUILD/.lock-$1"
-	flock -n 8 || die "another script is ${2:-working on $BUILD/$1}"
+	exec 8>>"$BUILD/.lock-$1"
+	flock -n 8 || die "another script is ${2:-working on $BUILD/$1}: $(<"$BUILD/.lock-$1")"
+	echo "$CALLED (process $$)" >"$BUILD/.lock-$1"
 }
 
 # verb NAME ARGUMENT...: another script, for the same base.
@@ -337,28 +352,26 @@ with_debug_info() {
 	(cd "$1" && sh -c "$command")
 }
 
-# The compiler's cache, when there is one and it can be written.
+# The compiler's cache, when there is one; its usual folder may not be writable.
 use_ccache() {
 	local cache
 	[ -d /usr/lib/ccache ] || return 0
 	PATH=/usr/lib/ccache:$PATH
-	cache=$(ccache --get-config cache_dir 2>/dev/null) || return 0
-	mkdir -p "$cache/tmp" 2>/dev/null && [ -w "$cache/tmp" ] && return 0
-	say "note: without ccache, which cannot write to $cache"
-	export CCACHE_DISABLE=1
+	if ! { cache=$(ccache --get-config cache_dir) && mkdir -p "$cache/tmp" &&
+	       [ -w "$cache/tmp" ]; } 2>/dev/null; then
+		export CCACHE_DIR=$BUILD/ccache
+	fi
 }
 
 # Where User-mode Linux may put its memory file: 1.2 GB of room, not noexec.
 use_uml_tmpdir() {
-	local probe=/dev/shm/.neigh-override-$$ free
+	local free
 	free=$(df -Pm /dev/shm 2>/dev/null | awk 'NR == 2 { print $4 }')
 	export TMPDIR=/dev/shm
-	if [ "${free:-0}" -lt 1200 ] ||
-	   ! { printf '#!/bin/sh\n' >"$probe" && chmod +x "$probe" && "$probe"; } 2>/dev/null; then
+	if [ "${free:-0}" -lt 1200 ] || ! runs_from /dev/shm; then
 		TMPDIR=$BUILD/tmp
 		mkdir -p "$TMPDIR"
 	fi
-	rm -f "$probe"
 }
 
 # Byte for byte against the source that the patches were made for, else
