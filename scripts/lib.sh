@@ -5,12 +5,16 @@ REPO=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 BUILD=$REPO/build
 BRANCH=neigh-override
 VERB=$(basename "$(readlink -f "$0")")
-DEFAULT_BASE=6.12
-# Every base, newest first.
-ALL_BASES=(7.3 6.12)
+CALLED="$VERB $*"
+# Every kernel, newest first; the last is the default.
+mapfile -t ALL_BASES < <(sed -n 's/ .*linux-source.*//p' "$REPO/configs/bases")
+DEFAULT_BASE=${ALL_BASES[-1]}
 # What the build of a User-mode Linux needs, for need.
 KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:perl
 	python3:python3 /usr/include/stdio.h:libc6-dev)
+# That of iproute2's ip.
+IPROUTE2_TOOLS=(git:git make:make gcc:gcc ld:binutils /usr/include/stdio.h:libc6-dev
+	pkg-config:pkg-config /usr/include/libmnl/libmnl.h:libmnl-dev)
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -24,35 +28,41 @@ say() {
 # No git variable of the caller's reaches the kernel trees.
 unset "${!GIT_@}"
 
-# The comment block at the top of a script is its help text.
+# The comment block at the top of a script is its help text; BASES are the kernels, and
+# NEWEST is one of them.
 usage() {
-	sed -n '2,/^[^#]/{/^# \{0,1\}/s///p}' "$0"
+	sed -n '2,/^[^#]/{/^# \{0,1\}/s///p}' "$0" |
+		sed "s/BASES/$(IFS='|'; echo "${ALL_BASES[*]}")/; s/NEWEST/${ALL_BASES[0]}/"
 }
 
-# What is known of a base.  The version is the one that patches/ was made
-# against; a newer one of the same package is used when it is gone.
+# What configs/bases says of a base.
 select_base() {
 	BASE=$1
 	TREE=$BUILD/linux-$BASE
 	SUBJECT_PREFIX='PATCH net-next'
-	LAST_POSTING=
-	case $BASE in
-	7.3) PACKAGE=linux-source-7.3 VERSION=7.3.4-1~bpo13+1
-	     LABEL=Debian SUITE=trixie-backports ;;
-	6.12) PACKAGE=linux-source-6.12 VERSION=6.12.117-1~deb12u1
-	     LABEL=Debian-Security SUITE=bookworm-security LAST_POSTING=4-fast ;;
-	iproute2) PACKAGE=iproute2 VERSION=6.1.0-3
-	     LABEL=Debian SUITE=bookworm
-	     TREE=$BUILD/iproute2
-	     SUBJECT_PREFIX='PATCH iproute2-next' ;;
-	*) die "unknown base '$BASE' (known: ${ALL_BASES[*]})" ;;
-	esac
+	if [ "$BASE" = iproute2 ]; then
+		TREE=$BUILD/iproute2
+		SUBJECT_PREFIX='PATCH iproute2-next'
+	fi
+	read -r PACKAGE VERSION LABEL SUITE LAST_POSTING < \
+		<(awk -v base="$BASE" '!/^#/ && $1 == base { $1 = ""; print }' "$REPO/configs/bases") ||
+		die "unknown base '$BASE' (known: ${ALL_BASES[*]})"
 	PATCHES=$REPO/patches/$BASE
 	LOGS=$BUILD/log/$BASE
 	[[ $REPO != *[[:space:]:]* ]] ||
 		die "a kernel cannot be built below a path with a space or a colon: $REPO"
 	{ mkdir -p "$LOGS" 2>/dev/null && [ -w "$BUILD" ] && [ -w "$LOGS" ]; } ||
 		die "cannot write to $BUILD"
+	runs_from "$BUILD" ||
+		die "nothing can be run from $BUILD: is it mounted noexec?"
+}
+
+# runs_from FOLDER: a program.
+runs_from() {
+	local probe=$1/.runs-$$ status=0
+	{ printf '#!/bin/sh\n' >"$probe" && chmod +x "$probe" && "$probe"; } 2>/dev/null || status=1
+	rm -f "$probe"
+	return $status
 }
 
 # git on the kernel tree, the same on every machine: no configuration, hooks
@@ -275,8 +285,9 @@ lock_tree() {
 # what WHAT says.
 lock_output() {
 	need flock:util-linux
-	exec 8>"$BUILD/.lock-$1"
-	flock -n 8 || die "another script is ${2:-working on $BUILD/$1}"
+	exec 8>>"$BUILD/.lock-$1"
+	flock -n 8 || die "another script is ${2:-working on $BUILD/$1}: $(<"$BUILD/.lock-$1")"
+	echo "$CALLED (process $$)" >"$BUILD/.lock-$1"
 }
 
 # verb NAME ARGUMENT...: another script, for the same base.
@@ -341,28 +352,26 @@ with_debug_info() {
 	(cd "$1" && sh -c "$command")
 }
 
-# The compiler's cache, when there is one and it can be written.
+# The compiler's cache, when there is one; its usual folder may not be writable.
 use_ccache() {
 	local cache
 	[ -d /usr/lib/ccache ] || return 0
 	PATH=/usr/lib/ccache:$PATH
-	cache=$(ccache --get-config cache_dir 2>/dev/null) || return 0
-	mkdir -p "$cache/tmp" 2>/dev/null && [ -w "$cache/tmp" ] && return 0
-	say "note: without ccache, which cannot write to $cache"
-	export CCACHE_DISABLE=1
+	if ! { cache=$(ccache --get-config cache_dir) && mkdir -p "$cache/tmp" &&
+	       [ -w "$cache/tmp" ]; } 2>/dev/null; then
+		export CCACHE_DIR=$BUILD/ccache
+	fi
 }
 
 # Where User-mode Linux may put its memory file: 1.2 GB of room, not noexec.
 use_uml_tmpdir() {
-	local probe=/dev/shm/.neigh-override-$$ free
+	local free
 	free=$(df -Pm /dev/shm 2>/dev/null | awk 'NR == 2 { print $4 }')
 	export TMPDIR=/dev/shm
-	if [ "${free:-0}" -lt 1200 ] ||
-	   ! { printf '#!/bin/sh\n' >"$probe" && chmod +x "$probe" && "$probe"; } 2>/dev/null; then
+	if [ "${free:-0}" -lt 1200 ] || ! runs_from /dev/shm; then
 		TMPDIR=$BUILD/tmp
 		mkdir -p "$TMPDIR"
 	fi
-	rm -f "$probe"
 }
 
 # Byte for byte against the source that the patches were made for, else

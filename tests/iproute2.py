@@ -653,8 +653,8 @@ def statistics_only():
             number = line.split()[1]
             if 'stats' in line:
                 raise Failure(f'nexthop show: {line}')
-            expect(f'id {number}', 2 if number == '1' else 1,
-                   len(shown(f'-statistics nexthop show id {number}').splitlines()))
+            expect(f'id {number}', int(number == '1'),
+                   shown(f'-statistics nexthop show id {number}').count('\n  neigh stats:'))
         expect('-json', [], [entry for entry in as_json('nexthop show') if 'neigh_stats' in entry])
         expect('-oneline', 1, len(shown('-statistics -oneline nexthop show id 1').splitlines()))
 
