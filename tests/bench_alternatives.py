@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 
-from bpf_cases import (BPF_LINK_CREATE, CONTEXT, INSTRUCTION, KEPT_CONTEXT, NEXTHOP, REDIRECT,
+from bpf import (BPF_LINK_CREATE, CONTEXT, INSTRUCTION, KEPT_CONTEXT, NEXTHOP, REDIRECT,
                        REDIRECT_NEIGH, REDIR_NEIGH_SIZE, STORE_BYTES, TCX_EGRESS, TCX_INGRESS,
                        TC_ACT_UNSPEC, bpf, call, clear, copy, instruction, leave, loaded, numbers,
                        store_word)

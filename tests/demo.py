@@ -2,10 +2,11 @@
 """What per-route neighbour overrides do to the frames on the wire.
 
 usage: demo.py [--check] [CASE]...
+       demo.py --list
 
-CASE is a part of the table (basics) or one case of it (basics.plain, with IPv6
-basics.plain6); without any, everything that the kernel can do.  --check only
-looks whether the cases are there.
+CASE is a part of the table (link) or one case of it (link.plain, with IPv6
+link.plain6); without any, everything that the kernel can do.  --check only
+looks whether the cases are there, --list names them.
 
 Run as root in a guest that can be thrown away: it makes network namespaces.
 Exit status: 0 when no row of the table is a FAIL.
@@ -17,18 +18,27 @@ import shutil
 import sys
 import textwrap
 
-import basics
-import bpf_cases
-import choices
-import consumers
+import bpf
+import changes
+import counters
+import devices
+import fallback
 import flowtable
-import lifetime
-import proxy
+import forwarding
 from lab import (IPV4, IPV6, LEGEND, PREFIXES, PREFIXES6, Failure, Row, Wire, family, knows_ipv6,
                  set_up, sum_up)
+import lifetime
+import link
+import neighbour
+import output
+import preserve
+import proxy
+import tracing
+import tunnels
 
 # lifetime is the last: it looks at what the others have left.
-MODULES = (basics, choices, proxy, consumers, bpf_cases, flowtable, lifetime)
+MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, forwarding, output,
+           tunnels, devices, bpf, flowtable, changes, lifetime)
 
 
 # What only some cases need: scripts/demo --all installs it.
@@ -78,35 +88,59 @@ def run_case(case, wire, prefix):
         yield Row('', (None, None), (None, None), reason)
 
 
+def all_cases():
+    """(module, function, prefix) of each case, with each of its families."""
+    free = {IPV4: iter(PREFIXES), IPV6: iter(PREFIXES6)}
+    return [(module, case, next(free[fam])) for module in MODULES for case in module.CASES
+            for fam in getattr(case, 'families', [IPV4])]
+
+
 def chosen(names):
-    """(module, function, prefix) of the cases that are named, or of all."""
-    cases = [(module, case) for module in MODULES for case in module.CASES]
-    if len(cases) > len(PREFIXES):
-        raise Failure(f'{len(cases)} cases, but {len(PREFIXES)} prefixes')
-    known = {name: [] for name in names}
-    for (module, case), *prefixes in zip(cases, PREFIXES, PREFIXES6):
-        for prefix in prefixes:
-            if family(prefix) in getattr(case, 'families', [IPV4]):
-                for name in module.__name__, name_of(case, prefix):
-                    known.setdefault(name, []).append((module, case, prefix))
-    unknown = [name for name in names if not known[name]]
-    if unknown:
-        raise Failure(f'no such case: {unknown[0]} (known: {" ".join(filter(known.get, known))})')
-    return [case for name in names or [module.__name__ for module in MODULES]
-            for case in known[name]]
+    """Those that are named, or all."""
+    cases = all_cases()
+    known = {}
+    for module, case, prefix in cases:
+        for name in module.__name__, name_of(case, prefix):
+            known.setdefault(name, []).append((module, case, prefix))
+    for name in names:
+        if name not in known:
+            parts = ' '.join(module.__name__ for module in MODULES)
+            raise Failure(f'no such case: {name} (parts: {parts}; --list names the cases)')
+    return [case for name in names for case in known[name]] or cases
+
+
+def heading(module):
+    """What the cases of a module show."""
+    return module.__doc__.partition('\n')[0]
+
+
+def print_list():
+    """The names of the cases."""
+    for module, part in itertools.groupby(all_cases(), lambda case: case[0]):
+        print(f'{module.__name__}: {heading(module)}')
+        for _, case, prefix in part:
+            print(f'  {name_of(case, prefix):33}{title(case, prefix)}')
+
+
+def title(case, prefix):
+    """What the rows of a case begin with."""
+    return case.__doc__ + ' IPv6' * (family(prefix) is IPV6)
 
 
 def print_cases(cases, wire):
     """The rows of cases, with a line above those of each module; return their results."""
     for module, part in itertools.groupby(cases, lambda case: case[0]):
-        print(f'\n{module.__doc__.partition(chr(10))[0]}')
+        print(f'\n{heading(module)}')
         for _, case, prefix in part:
             for row in run_case(case, wire, prefix):
-                yield print_row(case.__doc__ + ' IPv6' * (family(prefix) is IPV6), row)
+                yield print_row(title(case, prefix), row)
 
 
 def main(names):
     """Print the table; return the exit status."""
+    if '--list' in names:
+        print_list()
+        return 0
     try:
         cases = chosen([name for name in names if name != '--check'])
         if '--check' in names:

@@ -2,10 +2,10 @@
 
 import contextlib
 import socket
-import subprocess
 
 from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, VMAC, Failure, Row, describe, inside,
                  ip_batch, netlink_here, nft)
+from traffic import run_in
 
 # Both ends of the cable between gw and server
 GW_TO_SERVER, SERVER = '02:00:00:00:02:01', '02:00:00:00:02:02'
@@ -28,10 +28,8 @@ RULES = '''table inet flows {
 
 def slow_packets():
     """How many packets went by the forward chain of gw."""
-    with inside('gw'):
-        listed = subprocess.run(['nft', 'list', 'counter', 'inet', 'flows', 'slow'], text=True,
-                                capture_output=True, check=True)
-    return int(listed.stdout.partition('packets ')[2].split()[0])
+    listed = run_in('gw', 'nft list counter inet flows slow')
+    return int(listed.partition('packets ')[2].split()[0])
 
 
 @contextlib.contextmanager
@@ -186,6 +184,7 @@ def flow_later(wire, prefix):
             established(wire, prefix[1]) as flow:
         yield from flow.observe(': before', 'offloaded', back=(HOST, GW))
         replace('dev eth0 neigh via 192.0.2.9')
+        flow.exchange()
         yield from flow.observe(': override', 'offloaded', back=(MBOX, GW))
         replace('dev eth0')
         flow.exchange()

@@ -23,7 +23,6 @@ import ctypes
 import ipaddress
 import select
 import socket
-import struct
 import subprocess
 import time
 
@@ -34,18 +33,16 @@ VMAC = '00:00:5e:00:01:07'
 LEGEND = {'host': HOST, 'gw': GW, 'mbox': MBOX, 'virtual router': VMAC}
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-# Behind server; each case has a part of them for itself.
+# Behind server; each case has a part of them for itself, of each of its families.
 NETWORKS = tuple(map(ipaddress.ip_network, ('203.0.113.0/24', '198.51.100.128/25')))
 PREFIXES = tuple(prefix for network in NETWORKS for prefix in network.subnets(new_prefix=30))
 NETWORK6 = ipaddress.ip_network('2001:db8:100::/56')
-# As many, and as long: a case has the same part of each.
-PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126))
-                  for place in range(len(PREFIXES)))
+# As long as those of IPv4
+PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126)) for place in range(128))
 PORT = 7007
 ETH_P_ALL = 3
-RTM_NEWROUTE = 24
 # <linux/icmpv6.h>
-DISCOVERY, REDIRECT6 = {135: 'request', 136: 'reply'}, 137
+DISCOVERY = {135: 'request', 136: 'reply'}
 DEADLINE = 3    # seconds that a packet may take
 
 # name, link-layer address, number of its addresses on the LAN
@@ -61,8 +58,8 @@ SYSCTLS = {
     'net/ipv4/fib_multipath_hash_policy': 1, 'net/ipv6/fib_multipath_hash_policy': 1,
 }
 
-# lan: what the addresses on the LAN begin with, beyond: those behind gw, link: those that
-# ICMP redirects are about; first: what is added to the numbers of nexthop objects
+# lan: what the addresses on the LAN begin with, link: those that routers are known by,
+# beyond: those behind gw; first: what is added to the numbers of nexthop objects
 Family = collections.namedtuple('Family', 'number option lan length link beyond host gw mbox first')
 IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '192.0.2.', '198.51.100.',
               '192.0.2.2', '192.0.2.1', '192.0.2.9', 0)
@@ -99,11 +96,6 @@ def without_inet6(fam, kinds):
     return [kind for kind in kinds if fam is IPV4 or 'inet6' not in kind[0]]
 
 
-def beside(prefix):
-    """The IPv4 prefix that an IPv6 case has too."""
-    return PREFIXES[PREFIXES6.index(prefix)]
-
-
 def knows_ipv6():
     """Whether this kernel has overrides of IPv6 routes: 6.12 has not."""
     route = f'{PREFIXES6[-1]} via link {MBOX} dev eth0'
@@ -127,6 +119,12 @@ def inside(name):
             LIBC.setns(home.fileno(), 0)
 
 
+def write(path, value):
+    """Write a file of the kernel's, where we are."""
+    with open(path, 'w', encoding='ascii') as file:
+        file.write(f'{value}')
+
+
 def ip_batch(name, *lines):
     """Run lines of 'ip' in a namespace."""
     command = ['ip', *(['-n', name] if name else []), '-batch', '-']
@@ -140,8 +138,7 @@ def set_sysctls(name):
     """Make a new host one of ours."""
     with inside(name):
         for key, value in SYSCTLS.items():
-            with open(f'/proc/sys/{key}', 'w', encoding='ascii') as file:
-                file.write(str(value))
+            write(f'/proc/sys/{key}', value)
 
 
 def set_up():
@@ -179,31 +176,16 @@ def behind_gw(network):
 
 
 @contextlib.contextmanager
-def written(name, value, after, *sysctls):
-    """Set sysctls of a host for a while."""
-    def write(text):
-        with inside(name):
-            for sysctl in sysctls:
-                with open(f'/proc/sys/net/{sysctl}', 'w', encoding='ascii') as file:
-                    file.write(text)
-    write(value)
+def not_router6(name):
+    """Let a host be no router of IPv6 for a while."""
+    sysctl = '/proc/sys/net/ipv6/conf/all/forwarding'
+    with inside(name):
+        write(sysctl, 0)
     try:
         yield
     finally:
-        write(after)
-
-
-def not_router6(name):
-    """Let a host be no router of IPv6 for a while."""
-    return written(name, '0', '1', 'ipv6/conf/all/forwarding')
-
-
-def allowed_redirects(name, what, fam):
-    """Let a host send or accept ICMP redirects for a while."""
-    if fam is IPV4:
-        return written(name, '1', '0', *(f'ipv4/conf/{dev}/{what}' for dev in ('all', 'eth0')))
-    # Routers of IPv6 accept none, and always send them.
-    return not_router6(name) if what == 'accept_redirects' else contextlib.nullcontext()
+        with inside(name):
+            write(sysctl, 1)
 
 
 def ip(line):
@@ -213,6 +195,23 @@ def ip(line):
     if done.returncode:
         raise Failure(f'ip {line}: {done.stderr.strip()}')
     return done.stdout
+
+
+def nobody(fam):
+    """An address on the LAN that nobody has."""
+    return f'{fam.lan}237'
+
+
+def all_of(fam):
+    """The prefix of the LAN."""
+    return f'{fam.lan}0/{fam.length}'
+
+
+def know(*addresses, state='reachable'):
+    """Let host have valid neighbour entries."""
+    for address in addresses:
+        lladdr = GW if address == family(address).gw else MBOX
+        ip(f'neigh replace {address} lladdr {lladdr} nud {state} dev eth0')
 
 
 def forget(*addresses):
@@ -239,15 +238,6 @@ def nl(line):
             return '\n'.join(netlink.run(line.split()))
         except netlink.KernelError as error:
             raise Failure(f'netlink.py {line}: {error}') from error
-
-
-def add_route_here(prefix, *attributes):
-    """A route with attributes (type, data) of our own making, where we are; fast."""
-    unicast, main, static = 1, 254, 4
-    body = netlink.RTMSG.pack(socket.AF_INET, prefix.prefixlen, 0, 0, main, static, 0, unicast, 0)
-    for kind, data in ((netlink.RTA_DST, prefix[0].packed), *attributes):
-        body += netlink.attribute(kind, data)
-    netlink.request(RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL, body)
 
 
 def netlink_here(_, line):
@@ -281,8 +271,6 @@ def describe(data):
     if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_UDP:
         payload = 14 + 4 * (data[14] & 15) + 8
         return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
-    if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_ICMP and data[34] == 5:
-        return 'redirect', socket.inet_ntoa(data[30:34]), socket.inet_ntoa(data[38:42])
     return describe6(data) if data[12:14] == b'\x86\xdd' else None
 
 
@@ -294,9 +282,24 @@ def describe6(data):
         return 'UDP', address, data[62:]
     if data[20] == socket.IPPROTO_ICMPV6 and data[54] in DISCOVERY:
         return 'ND', DISCOVERY[data[54]], target
-    if data[20] == socket.IPPROTO_ICMPV6 and data[54] == REDIRECT6:
-        return 'redirect', address, target
     return None
+
+
+def flow(address, name='host', device=None, source=None, port=PORT):
+    """A connected UDP socket of a host: it keeps its route as long as that is valid.
+
+    It may be bound to a device, and have a source of others.
+    """
+    with inside(name):
+        sock = socket.socket(family(address).number, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    if device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    if source:
+        sock.setsockopt(*TRANSPARENT[family(address)], 1)
+        sock.bind((source, 0))
+    sock.connect((str(address), port))
+    return sock
 
 
 class Wire:
@@ -317,17 +320,14 @@ class Wire:
         self.sent = 0
         self.passed = []    # what captured() found for the last datagram
 
-    @staticmethod
-    def flow(address):
-        """A connected socket on host: it keeps its route as long as that is valid."""
-        with inside('host'):
-            sock = socket.socket(family(address).number, socket.SOCK_DGRAM)
-        sock.connect((str(address), PORT))
-        return sock
+    def forget(self):
+        """Nothing that has passed until now matters."""
+        for port in self.captures:
+            self.captured(port)
 
     def send(self, address, behind=None):
         """Send one datagram from a new socket; return its Frame."""
-        with self.flow(address) as sock:
+        with flow(address) as sock:
             return self.send_on(sock, behind)
 
     def send_on(self, sock, behind=None):
@@ -352,37 +352,6 @@ class Wire:
         arp = [what for what, _, _ in frames[:places[0]] if what and what[0] in ('ARP', 'ND')]
         data = frames[places[0]][1]
         return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
-
-    def redirect(self, address, gateway):
-        """Let gw tell host to use another gateway for an address."""
-        if family(address) is IPV6:
-            self.redirect6(address, gateway)
-            return
-        # The header that comes back is host's, of a datagram to address.
-        header = (bytes.fromhex('4500001c000000004011') + bytes(2) +
-                  socket.inet_aton('192.0.2.2') + socket.inet_aton(str(address)))
-        message = struct.pack('!BBH4s', 5, 1, 0, socket.inet_aton(gateway)) + header + bytes(8)
-        checksum = sum(struct.unpack(f'!{len(message) // 2}H', message))
-        checksum = (checksum & 0xffff) + (checksum >> 16)
-        checksum = ~((checksum & 0xffff) + (checksum >> 16)) & 0xffff
-        with inside('gw'):
-            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        with raw:
-            self.captured('host')
-            raw.sendto(message[:2] + struct.pack('!H', checksum) + message[4:], ('192.0.2.2', 0))
-
-    def redirect6(self, address, gateway):
-        """The same for IPv6: the gateways have link-local addresses."""
-        message = struct.pack('!B7x16s16s', REDIRECT6, socket.inet_pton(IPV6.number, gateway),
-                              address.packed)
-        with inside('gw'):
-            raw = socket.socket(IPV6.number, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-            device = socket.if_nametoindex('eth0')
-        with raw:
-            raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
-            raw.bind((f'{IPV6.link}1', 0, 0, device))
-            self.captured('host')
-            raw.sendto(message, (IPV6.host, 0))
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""

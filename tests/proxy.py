@@ -25,9 +25,10 @@ import struct
 import subprocess
 import tempfile
 
-from consumers import past_ip
 from lab import (DEADLINE, ETH_P_ALL, GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, PORT,
-                 TRANSPARENT, Failure, Row, both, family, inside, ip_batch, netlink_here, nft)
+                 TRANSPARENT, Failure, Row, both, family, inside, ip_batch, netlink_here, nft,
+                 write)
+from traffic import past_ip, run_in
 
 # client, router and proxy have the addresses of host, gw and mbox.
 CLIENT, ROUTER, PROXY, NEAR = HOST, GW, MBOX, '02:00:00:00:00:05'
@@ -99,8 +100,8 @@ def hosts(fam):
         for name in names:
             with inside(namespace(name)):
                 # No duplicate address detection: it takes a second.
-                write_sysctl('net/ipv6/conf/all/accept_dad', 0)
-                write_sysctl('net/ipv6/conf/default/accept_dad', 0)
+                write('/proc/sys/net/ipv6/conf/all/accept_dad', 0)
+                write('/proc/sys/net/ipv6/conf/default/accept_dad', 0)
         ip_batch(None, *(f'link add eth0 netns {namespace(name)} address {mac} type veth '
                          f'peer name {name} netns {namespace("proxy")}'
                          for name, mac in NEIGHBOURS.items()),
@@ -116,8 +117,8 @@ def hosts(fam):
         ip_batch(namespace('far'), f'address add {ips["far"]}/{fam.length} dev eth0',
                  'link set eth0 up', f'route add default via {fam.beyond}1')
         with inside(namespace('router')):
-            write_sysctl('net/ipv4/ip_forward', 1)
-            write_sysctl('net/ipv6/conf/all/forwarding', 1)
+            write('/proc/sys/net/ipv4/ip_forward', 1)
+            write('/proc/sys/net/ipv6/conf/all/forwarding', 1)
         set_up_proxy(fam)
         yield
     finally:
@@ -132,18 +133,12 @@ def set_up_proxy(fam):
              f'address add {ips["proxy"]}/{fam.length} dev br0',
              f'route add default via {ips["router"]}',
              f'route add local {ANY[fam]}/0 dev lo table 100')
+    run_in(namespace('proxy'), f'ip {fam.option} rule add fwmark 1 lookup 100')
     table = 'ip6' if fam is IPV6 else 'ip'
     with inside(namespace('proxy')):
-        stock('ip', fam.option, 'rule', 'add', 'fwmark', '1', 'lookup', '100')
-        write_sysctl('net/bridge/bridge-nf-call-iptables', 0)
-        write_sysctl('net/bridge/bridge-nf-call-ip6tables', 0)
+        write('/proc/sys/net/bridge/bridge-nf-call-iptables', 0)
+        write('/proc/sys/net/bridge/bridge-nf-call-ip6tables', 0)
         nft(RULES.format(port=PORT, mac=PROXY, table=table, proxy_port=PROXY_PORT))
-
-
-def write_sysctl(name, value):
-    """Set a sysctl where we are."""
-    with open(f'/proc/sys/{name}', 'w', encoding='ascii') as file:
-        file.write(str(value))
 
 
 def add_overrides(fam, neigh):
@@ -159,15 +154,9 @@ def add_overrides(fam, neigh):
              f'route replace {ANY[fam]}/0 nhid 301')
 
 
-def stock(*command):
-    """What a stock tool prints, where we are."""
-    return subprocess.run(command, text=True, capture_output=True, check=True).stdout
-
-
 def learned(*lladdrs):
     """The ports of the bridge that it has learned link-layer addresses on."""
-    with inside(namespace('proxy')):
-        entries = json.loads(stock('bridge', '-json', 'fdb', 'show', 'br', 'br0'))
+    entries = json.loads(run_in(namespace('proxy'), 'bridge -json fdb show br br0'))
     return ', '.join(sorted(f"{entry['mac']} on {entry['ifname']}" for entry in entries
                             if entry['mac'] in lladdrs))
 
@@ -389,7 +378,7 @@ def owner_missing(_, prefix):
             yield expect(f', strict: {note}', watch.emit(source, client, 'client'), None, None)
         with inside(namespace('proxy')):
             words = netlink_here(None, 'nexthop show id 300 stats').split()
-            neighbours = stock('ip', 'neigh', 'show', 'to', unknown)
+        neighbours = run_in(namespace('proxy'), f'ip neigh show to {unknown}')
         yield Row(', strict: counted', 'unknown 2', f'unknown {words[words.index("unknown") + 1]}',
                   None)
         yield Row(': neighbour entry', 'none', neighbours.strip() or 'none', None)

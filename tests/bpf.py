@@ -10,7 +10,8 @@ import struct
 import sys
 
 from lab import (GW, HOST, IPV4, IPV6, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, both,
-                 expect, family, forget, inside, ip, ip_batch, netlink_here, nl, without_inet6)
+                 expect, family, forget, inside, ip, ip_batch, netlink_here, nl, nobody,
+                 without_inet6)
 
 # <linux/bpf.h>
 BPF_PROG_LOAD, BPF_PROG_TEST_RUN, BPF_LINK_CREATE = 5, 10, 28
@@ -256,11 +257,6 @@ def expect_no_neighbour(note, answer):
 def expect_stack(note, answer):
     """The row of a question that only the stack can answer."""
     return Row(note, 'left to the stack', answer.result, None)
-
-
-def nobody(fam):
-    """A gateway that nobody is."""
-    return f'{fam.lan}211'
 
 
 def know_neighbours():

@@ -1,0 +1,354 @@
+"""Changes under traffic: of routes, nexthops, neighbours, device types and carriers."""
+
+import collections
+import contextlib
+import errno
+import itertools
+import os
+import select
+import socket
+import threading
+import time
+
+from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Failure, Row, expect, flow, inside, ip, ip_batch,
+                 nl, write)
+from traffic import (KINDS, LOOP, NEAR, NEW, Cable, Flood, await_request, expect_steps, outcome,
+                     run_in, sightings, sink, to_its_end, to_sink)
+
+REFUSED = os.strerror(errno.EINVAL)
+BURST = 32          # datagrams: less than a socket has room for
+
+
+# --- routes and nexthops ---
+
+@contextlib.contextmanager
+def repeated(change):
+    """Make a change over and over meanwhile."""
+    stop = threading.Event()
+
+    def run():
+        while not stop.is_set():
+            change()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def discarded(snmp):
+    """The packets that host has not sent, because their route was freed just then."""
+    snmp.seek(0)
+    names, values = (line.split() for line in snmp if line.startswith('Ip:'))
+    counted = dict(zip(names, values))
+    return int(counted['OutRequests']) - int(counted['OutTransmits'])
+
+
+def send_burst(wire, sock, first, snmp):
+    """Send datagrams; return how many nobody knows the fate of."""
+    before = discarded(snmp)
+    wanted = {b'%d' % number for number in range(first, first + BURST)}
+    for payload in sorted(wanted):
+        sock.send(payload)
+    missing = discarded(snmp) - before
+    while len(wanted) > missing and select.select([wire.server], [], [], DEADLINE)[0]:
+        wanted.discard(wire.server.recv(2048))
+    return len(wanted) - missing
+
+
+def under_traffic(wire, address, states, change):
+    """Send all the time while changes are made; the row of what was seen.
+
+    A packet is discarded when its route is freed between the lookup and the
+    output.  That happens to plain routes, too; it is counted.
+    """
+    seen, legal, lost, sent = collections.Counter(), {*states.values()}, 0, 0
+    with inside('host'):
+        snmp = open('/proc/net/snmp', encoding='ascii')     # pylint: disable=R1732
+    wire.captured('host')
+    with snmp, flow(address) as sock, repeated(change):
+        before, started = discarded(snmp), time.monotonic()
+        while (time.monotonic() < started + LOOP or
+               not seen.keys() >= legal and time.monotonic() < started + 10 * DEADLINE):
+            lost += abs(send_burst(wire, sock, sent, snmp))
+            sent += BURST
+            seen.update(step for to, step in sightings(wire.captures['host'])
+                        if to == str(address))
+        dropped = discarded(snmp) - before
+    problem = None
+    if seen.total() != sent - dropped or dropped > sent / 10:
+        problem = f'{sent} datagrams, {dropped} discarded, {seen.total()} frames'
+    return Row('', f'{len(legal)} states, 0 frames mixed, 0 lost',
+               f'{len(legal & seen.keys())} states, '
+               f'{sum(seen[step] for step in seen.keys() - legal)} frames mixed, {lost} lost',
+               problem)
+
+
+def replaced_object(wire, prefix):
+    """replaced: object"""
+    states = {f'neigh lladdr {GW} src-lladdr {NEAR}': (GW, NEAR),
+              f'neigh lladdr {MBOX} src-lladdr {NEW}': (MBOX, NEW),
+              'neigh via 192.0.2.9': (MBOX, HOST),
+              f'neigh src-lladdr {VMAC}': (GW, VMAC),
+              '': (GW, HOST)}
+    words = itertools.cycle(states)
+
+    def change():
+        nl(f'nexthop replace id 264 via 192.0.2.1 dev eth0 {next(words)}')
+    change()
+    ip(f'route add {prefix} nhid 264')
+    yield under_traffic(wire, prefix[1], states, change)
+    nl(f'nexthop replace id 264 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} src-lladdr {NEAR}')
+    yield expect(wire.send(prefix[1]), MBOX, NEAR, ', at the end')
+
+
+def replaced_route(wire, prefix):
+    """replaced: route"""
+    nl(f'nexthop add id 265 dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
+    states = {f'via link {MBOX} dev eth0': (MBOX, HOST),
+              'nhid 265': (MBOX, VMAC),
+              'via 192.0.2.1 dev eth0': (GW, HOST)}
+
+    words = itertools.cycle(states)
+
+    def change():
+        ip(f'route replace {prefix} {next(words)}')
+    change()
+    yield under_traffic(wire, prefix[1], states, change)
+    ip(f'route replace {prefix} via link {MBOX} dev eth0')
+    yield expect(wire.send(prefix[1]), MBOX, HOST, ', at the end')
+
+
+# --- packets that wait for a neighbour ---
+
+def leave_waiting(cable, prefix):
+    """Packets that only their waiting keeps: the socket that sent them is closed."""
+    ip(f'neigh del {cable.aside} dev life0')
+    with inside('host'):
+        write('/proc/sys/net/ipv4/neigh/life0/mcast_solicit', 99)
+    cable.route(prefix, 267, f'via {cable.aside} src-lladdr {VMAC}')
+    with to_sink(prefix[1]) as sock:
+        for _ in range(3):
+            sock.send(b'waits')
+    await_request(cable.capture, cable.aside)
+
+
+def resolved(cable, number=3):
+    """The neighbour answers; what has left when number packets had the time to."""
+    ip(f'neigh replace {cable.aside} lladdr {MBOX} dev life0')
+    seen = []
+    deadline = time.monotonic() + DEADLINE
+    while len(seen) < number and time.monotonic() < deadline:
+        select.select([cable.capture], [], [], max(0, deadline - time.monotonic()))
+        seen += [step for _, step in sightings(cable.capture)]
+    return seen
+
+
+def waiting(_, prefix):
+    """waiting"""
+    replace = f'nexthop replace id 267 dev life0 neigh lladdr {GW}'
+    for note, change, line in (
+            (': route deleted', ip, f'route del {prefix}'),
+            (': nexthop deleted', ip, 'nexthop del id 267'),
+            (': nexthop replaced', nl, replace)):
+        with Cable() as cable:
+            leave_waiting(cable, prefix)
+            change(line)
+            seen = resolved(cable)
+        problem = f'{seen}' if len(seen) != 3 or len({*seen}) != 1 else None
+        yield Row(note, (MBOX, VMAC), seen[0] if seen else (None, None), problem)
+    with Cable() as cable:
+        leave_waiting(cable, prefix)
+        ip('link set life0 down')
+        cable.configure('host')
+        # What comes now comes after what might come.
+        cable.route(prefix, None, f'via link {GW}')
+        with to_sink(prefix[1]) as sock:
+            sock.send(b'afterwards')
+        seen = resolved(cable, 1)
+        yield Row(': device down', f'{[(GW, NEAR)]}', f'{seen}', None)
+    with Cable() as cable:
+        leave_waiting(cable, prefix)
+        to_its_end('host', 'link del life0')
+        yield Row(': device removed', '[]', f'{sightings(cable.capture)}', None)
+
+
+# --- down and up ---
+
+def down(wire, prefix):
+    """down"""
+    for note, number, words, step in KINDS[0], KINDS[5], KINDS[6]:
+        with Cable() as cable, sink():
+            cable.route(prefix, number, words)
+            with Flood([to_sink(prefix[1])], [cable.capture, wire.captures['host']]) as flood:
+                flood.more()
+                ip('link set life0 down')
+                flood.more()
+                cable.configure('host')
+                flood.more()
+                cable.route(prefix, number, words)
+                flood.more()
+        yield from expect_steps(flood, prefix[1], note, (', before', step),
+                                (', down', (GW, HOST)), (', up', step))
+
+
+def await_change(text, words, line):
+    """Wait until 'ip' shows something 'with' words, or 'without' them."""
+    deadline = time.monotonic() + 3 * DEADLINE
+    while (words in ip(line)) != (text == 'with'):
+        if time.monotonic() > deadline:
+            raise Failure(f"'ip {line}' is not {text} {words}")
+
+
+def expect_legs(note, socks, cables, *legs):
+    """The row of the cables that datagrams leave by; legs: a cable's number, dst, src."""
+    for sock in socks:
+        sock.send(b'spread')
+    seen = collections.Counter()
+    captures = {cable.capture: number for number, cable in enumerate(cables)}
+    deadline = time.monotonic() + DEADLINE
+    while (seen.total() < len(socks) and
+           select.select(captures, [], [], max(0, deadline - time.monotonic()))[0]):
+        for capture, number in captures.items():
+            seen.update((number, *step) for _, step in sightings(capture))
+    problem = None
+    if seen.keys() != {*legs} or seen.total() != len(socks):
+        problem = f'seen: {seen}'
+    return Row(note, ' '.join(cables[number].near for number, _, _ in legs),
+               ' '.join(sorted({cables[number].near for number, _, _ in seen})), problem)
+
+
+def carrier(_, prefix):
+    """carrier"""
+    with contextlib.ExitStack() as stack:
+        cables = [stack.enter_context(Cable(number=number)) for number in (0, 1)]
+        # The ports of the senders spread them over the legs.
+        socks = [stack.enter_context(to_sink(prefix[1])) for _ in range(16)]
+        with inside('host'):
+            for name in 'life0', 'life1':
+                write(f'/proc/sys/net/ipv4/conf/{name}/ignore_routes_with_linkdown', 1)
+
+        legs = (0, MBOX, NEAR), (1, GW, VMAC)
+        second = f'nexthop add id 269 via {cables[1].gateway} dev life1 neigh src-lladdr {VMAC}'
+        nl(f'nexthop add id 268 dev life0 neigh lladdr {MBOX}')
+        nl(second)
+        ip('nexthop add id 270 group 268/269')
+        ip(f'route add {prefix} nhid 270')
+        yield expect_legs(': group', socks, cables, *legs)
+        ip_batch('lan', 'link set far1 down')
+        # The group has lost it for good.
+        await_change('without', '/269', 'nexthop show id 270')
+        yield expect_legs(': group, lost', socks, cables, legs[0])
+        ip_batch('lan', 'link set far1 up')
+        await_change('with', 'state UP', 'link show life1')
+        nl(second)
+        ip('nexthop replace id 270 group 268/269')
+        yield expect_legs(': group, back', socks, cables, *legs)
+
+        legs = (0, MBOX, NEAR), (1, GW, NEAR)
+        ip(f'route replace {prefix} nexthop via link {MBOX} dev life0 '
+           f'nexthop via link {GW} dev life1')
+        yield expect_legs(': route', socks, cables, *legs)
+        ip_batch('lan', 'link set far0 down')
+        await_change('with', 'linkdown', f'route show {prefix}')
+        yield expect_legs(': route, lost', socks, cables, legs[1])
+        ip_batch('lan', 'link set far0 up')
+        await_change('without', 'linkdown', f'route show {prefix}')
+        yield expect_legs(': route, back', socks, cables, *legs)
+
+
+# --- devices that change their type ---
+
+def enslave(device, master):
+    """Make it the only port of a team or a bond, and the active one."""
+    ip(f'link set {device} down')
+    ip(f'link set {device} master {master}')
+    if master != 'team0':
+        return
+    with inside('host'):
+        port = socket.if_nametoindex(device)
+    run_in('host', f'teamnl {master} setoption activeport {port}')
+
+
+@contextlib.contextmanager
+def master_of_ports(master, words):
+    """A team or a bond with a Cable as its port, and a GRE device that can be one.
+
+    A GRE device without remote has link-layer addresses: those of the remotes.
+    """
+    with Cable() as cable:
+        ip('address flush dev life0')
+        ip(f'link add {master} address {NEAR} type {words}')
+        ip('link add gre1 type gre local 192.0.2.2')
+        if master == 'team0':
+            run_in('host', f'teamnl {master} setoption mode activebackup')
+            # Without carrier the nexthops would go.
+            ip(f'link set {master} carrier on')
+        enslave('life0', master)
+        cable.configure('host', master)
+        try:
+            yield cable
+        finally:
+            ip(f'link del {master}')
+            ip('link del gre1')
+
+
+def expect_outcomes(note, socks, captures, *expected):
+    """A row for each socket."""
+    for (name, sock), wanted in zip(socks.items(), expected):
+        yield Row(f'{name}, {note}', wanted, outcome(sock, *captures), None)
+
+
+def team(wire, prefix):
+    """team"""
+    with master_of_ports('team0', 'team') as cable, contextlib.ExitStack() as stack:
+        captures = cable.capture, wire.captures['host']
+        socks = {}
+        for address, (note, number, words, _) in zip(prefix, (KINDS[0], KINDS[4], KINDS[5])):
+            cable.route(address, number, words, 'team0')
+            socks[note] = stack.enter_context(to_sink(address))
+        ethernet = f'{NEAR} > {MBOX}', f'{VMAC} > {GW}', f'{VMAC} > {MBOX}'
+        yield from expect_outcomes('Ethernet', socks, captures, *ethernet)
+
+        ip('link set life0 nomaster')
+        enslave('gre1', 'team0')
+        yield from expect_outcomes('GRE', socks, captures, *[REFUSED] * len(socks))
+        ip(f'route add {prefix[3]} via link 192.0.2.9 dev team0')
+        tunnel = {': 4 bytes': stack.enter_context(to_sink(prefix[3]))}
+        yield from expect_outcomes('GRE', tunnel, captures, 'GRE to 192.0.2.9')
+
+        ip('link set gre1 nomaster')
+        enslave('life0', 'team0')
+        yield from expect_outcomes('again', socks, captures, *ethernet)
+        yield from expect_outcomes('Ethernet', tunnel, captures, REFUSED)
+
+
+def bond(wire, prefix):
+    """bond"""
+    with (master_of_ports('bond0', 'bond mode active-backup') as cable,
+          contextlib.ExitStack() as stack):
+        captures = cable.capture, wire.captures['host']
+        socks = {}
+        for address, (note, number, words, _) in zip(prefix, (KINDS[0], KINDS[4], KINDS[5])):
+            cable.route(address, number, words, 'bond0')
+            socks[note] = stack.enter_context(to_sink(address))
+        ethernet = f'{NEAR} > {MBOX}', f'{VMAC} > {GW}', f'{VMAC} > {MBOX}'
+        yield from expect_outcomes('Ethernet', socks, captures, *ethernet)
+
+        # The bond is down for a moment: the routes go.
+        ip('link set life0 nomaster')
+        enslave('gre1', 'bond0')
+        yield from expect_outcomes('GRE', socks, captures, *[f'{HOST} > {GW}'] * len(socks))
+        ip(f'route add {prefix[3]} via link 192.0.2.9 dev bond0')
+        tunnel = {': 4 bytes': stack.enter_context(to_sink(prefix[3]))}
+        yield from expect_outcomes('GRE', tunnel, captures, 'GRE to 192.0.2.9')
+
+        # It stays up.
+        ip('link set gre1 nomaster')
+        enslave('life0', 'bond0')
+        yield from expect_outcomes('Ethernet', tunnel, captures, REFUSED)
+
+
+CASES = (replaced_object, replaced_route, waiting, down, carrier, team, bond)

@@ -1,0 +1,334 @@
+#!/usr/bin/python3
+"""Falling back to the gateway while a preferred neighbour is away.
+
+usage: fallback.py [NAME=VALUE]...
+
+Run by hand, as root in a guest that can be thrown away, it prints how long a
+fallback takes with these values of host's net.ipv4.neigh.eth0.*, by default
+with the kernel's, which takes a minute.
+"""
+#
+# A neighbour is taken away by taking its cable out of the bridge, so that no
+# carrier tells: neighbour unreachability detection has to find out.
+
+import collections
+import contextlib
+import json
+import select
+import socket
+import sys
+import time
+
+from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire,
+                 add_override, all_of, both, expect, family, flow, forget, inside, ip, ip_batch,
+                 know, nobody, set_up, without_inet6)
+from traffic import frames_to
+from tracing import OVERRIDES, choices, traced
+from counters import stat
+
+MSG_PROBE = 0x10    # <linux/socket.h>
+# Neighbour sysctls that make a fallback quick
+QUICK = {'base_reachable_time_ms': 200, 'delay_first_probe_time': 0, 'retrans_time_ms': 50,
+         'ucast_solicit': 3}
+PACE = 0.005    # seconds between datagrams
+# A timer of the kernel may be late by an eighth, and all of us if others run.
+LATE, BUSY = 9 / 8, 0.25
+
+
+# --- packets ---
+
+def asks_for(frame):
+    """The address that a frame asks the link-layer address of, if any."""
+    what, _, _ = frame
+    return what[2] if what and what[1] == 'request' else None
+
+
+def sent_asking(wire, address, *wanted):
+    """Send a datagram; its Frame, with a problem if none of wanted is asked for before it."""
+    frame = wire.send(address)
+    asked = [what for what in map(asks_for, wire.passed) if what]
+    if not frame.problem and {*wanted} - {*asked}:
+        frame = frame._replace(problem=f'asked for: {asked}')
+    return frame
+
+
+def sent_until(wire, address, dst):
+    """Send datagrams until one goes to dst; return the last Frame."""
+    deadline = time.monotonic() + DEADLINE
+    while True:
+        frame = wire.send(address)
+        if frame.problem or frame.dst == dst or time.monotonic() > deadline:
+            return frame
+
+
+class Stream:
+    """Numbered datagrams at a steady pace, and what becomes of them."""
+
+    def __init__(self, wire, address):
+        self.wire, self.address = wire, str(address)
+        self.sock = flow(address)
+        self.sent = []          # when
+        self.went = []          # destinations of the frames, one after another
+        self.missing = {}       # payload: number
+
+    def __enter__(self):
+        self.wire.captured('host')
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def receive(self, until):
+        """Take what arrives on server until then."""
+        while True:
+            left = max(0, until - time.monotonic())
+            if select.select([self.wire.server], [], [], left)[0]:
+                self.missing.pop(self.wire.server.recv(2048), None)
+            elif not left:
+                return
+
+    def send(self):
+        """Send one when it is due; return where the frames since last time went."""
+        self.receive(self.sent[-1] + PACE if self.sent else 0)
+        payload = b'%d' % len(self.sent)
+        self.missing[payload] = len(self.sent)
+        self.sent.append(time.monotonic())
+        self.sock.send(payload)
+        went = [data[0:6].hex(':') for data in frames_to(self.wire, self.address)]
+        self.went += went
+        return went
+
+    def send_until(self, dst, seconds):
+        """Send until a frame goes to dst; return the number of its datagram."""
+        deadline = time.monotonic() + seconds
+        while dst not in self.send():
+            if time.monotonic() > deadline:
+                raise Failure(f'no frame to {dst} within {seconds:.2f} s')
+        return len(self.sent) - 1
+
+    def send_more(self, seconds):
+        """Go on for a while; then wait until the last has arrived."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.send()
+        while len(self.sent) - 1 in self.missing.values():
+            if time.monotonic() > deadline + DEADLINE:
+                raise Failure('the last datagram did not reach server')
+            self.receive(time.monotonic() + PACE)
+
+
+# --- a neighbour that is away ---
+
+def neigh_sysctl(name, value=None, fam=IPV4):
+    """The number that a neighbour sysctl of eth0 of host was; set it."""
+    with inside('host'), open(f'/proc/sys/net/ipv{fam.option[1]}/neigh/eth0/{name}', 'r+',
+                              encoding='ascii') as file:
+        before = int(file.read())
+        if value is not None:
+            file.seek(0)
+            file.write(str(value))
+    return before
+
+
+@contextlib.contextmanager
+def neigh_sysctls(values, fam=IPV4):
+    """Set neighbour sysctls for a while."""
+    before = {name: neigh_sysctl(name, value, fam) for name, value in values.items()}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            neigh_sysctl(name, value, fam)
+
+
+def detection_time(fam):
+    """Seconds from the last sign of life to NUD_FAILED: at least, at most."""
+    number, interval, reachable, delay = (
+        neigh_sysctl(name, fam=fam) for name in ('ucast_solicit', 'retrans_time_ms',
+                                                 'base_reachable_time_ms',
+                                                 'delay_first_probe_time'))
+    probes = number * interval / 1000
+    # What it is multiplied by is random.
+    return probes, 1.5 * reachable / 1000 + delay + probes
+
+
+# *_seconds: (at least, it took, at most); undetected: datagrams sent to mbox in vain
+Outage = collections.namedtuple(
+    'Outage', 'detect_seconds return_seconds undetected lost_undetected lost_otherwise')
+
+
+def outage(stream):
+    """Send through mbox, take it away and give it back."""
+    fam = family(stream.address)
+    least, most = detection_time(fam)
+    retrans = neigh_sysctl('retrans_time_ms', fam=fam) / 1000
+    stream.send_until(MBOX, DEADLINE)
+    stream.send_more(retrans)
+    first, taking = len(stream.sent), time.monotonic()
+    try:
+        ip_batch('lan', 'link set mbox nomaster')
+        taken = time.monotonic()
+        detected = stream.send_until(GW, most * LATE + DEADLINE)
+        # Until it has been looked for in vain and is looked for again
+        stream.send_more(retrans * (neigh_sysctl('mcast_solicit', fam=fam) + 1))
+    finally:
+        ip_batch('lan', 'link set mbox master br0')
+    given = time.monotonic()
+    returned = stream.send_until(MBOX, retrans * LATE + DEADLINE)
+    stream.send_more(retrans)
+    lost = stream.missing.values()
+    lost_undetected = sum(first <= number < detected for number in lost)
+    # It went at some time between taking and taken.
+    took = stream.sent[detected] - taken
+    if stream.sent[detected] - taking < least:
+        took = stream.sent[detected] - taking
+    return Outage((least, took, most), (0, stream.sent[returned] - given, retrans),
+                  detected - first, lost_undetected, len(lost) - lost_undetected)
+
+
+def within(note, what, seconds):
+    """The row of a time."""
+    least, took, most = seconds
+    seen = f'{what} after {took:.2f} s, {most:.2f} s by the sysctls'
+    if least <= took <= most * LATE + PACE + BUSY:
+        return Row(note, seen, seen, None)
+    return Row(note, f'{what} after {least:.2f} to {most:.2f} s', seen, None)
+
+
+# --- the cases ---
+
+@both
+def fallback(wire, prefix):
+    """fallback"""
+    fam = family(prefix)
+    # note, number, neigh, who is asked for, source
+    kinds = [(': via', 370, f'via {fam.mbox}', fam.mbox, HOST),
+             (': via inet6', 371, f'via inet6 {IPV6.mbox}', IPV6.mbox, HOST),
+             (': via + src', 372, f'via {fam.mbox} src-lladdr {VMAC}', fam.mbox, VMAC)]
+    for address, (note, number, neigh, preferred, src) in zip(prefix, without_inet6(fam, kinds)):
+        add_override(address, number, f'{neigh} fallback')
+        forget(preferred)
+        yield expect(sent_asking(wire, address, preferred), GW, src, f'{note}, first')
+        yield expect(sent_until(wire, address, MBOX), MBOX, src, f'{note}, soon')
+
+
+@both
+def fallback_unknown(wire, prefix):
+    """fallback"""
+    fam = family(prefix)
+    # The packet waits for gw, and is gw's when both have answered.
+    forget(all_of(fam))
+    add_override(prefix, 375, f'via {fam.mbox} fallback')
+    yield expect(sent_asking(wire, prefix[1], fam.mbox, fam.gw), GW, HOST, ': both unknown')
+
+
+@both
+def fallback_outage(wire, prefix):
+    """outage"""
+    fam = family(prefix)
+    add_override(prefix, 377, f'via {fam.mbox} fallback counters')
+    forget(fam.mbox)
+    know(fam.gw)
+    with neigh_sysctls(QUICK, fam), traced(OVERRIDES) as lines, \
+            Stream(wire, prefix[1]) as stream:
+        result = outage(stream)
+        traces = choices(lines(), prefix[1])
+    yield within(': detected', 'by gw', result.detect_seconds)
+    yield within(': over', 'by mbox', result.return_seconds)
+    yield Row(': lost', f'{result.undetected} until detected, 0 later',
+              f'{result.lost_undetected} until detected, {result.lost_otherwise} later', None)
+    number, sent, fallbacks = fam.first + 377, len(stream.sent), stream.went.count(GW)
+    yield Row(': counted', f'packets {sent} fallback {fallbacks}',
+              f'packets {stat(number, "packets")} fallback {stat(number, "fallback")}', None)
+    wanted = [('fallback' if dst == GW else 'via', dst) for dst in stream.went]
+    agreed = sum(pair == (choice.why, choice.lladdr) for pair, choice in zip(wanted, traces))
+    yield Row(': traced', f'{sent} choices, {sent} as the frames',
+              f'{len(traces)} choices, {agreed} as the frames', None)
+
+
+def confirming(address, flags, payload=b'alive'):
+    """Say on a datagram that the neighbour is alive."""
+    with flow(address) as sock:
+        sock.send(payload, flags)
+
+
+def talking(address):
+    """Say so as TCP does, when data has been acknowledged."""
+    with inside('server'):
+        listener = socket.create_server(('', PORT), family=family(address).number)
+    with inside('host'):
+        client = socket.socket(family(address).number)
+    with listener, client:
+        for sock in listener, client:
+            sock.settimeout(DEADLINE)
+        client.connect((str(address), PORT))
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(DEADLINE)
+            for _ in range(2):
+                client.send(b'question')
+                server.recv(64)
+                server.send(b'answer')
+                client.recv(64)
+
+
+ALIVE = {
+    ': MSG_CONFIRM': lambda address: confirming(address, socket.MSG_CONFIRM),
+    ': MSG_PROBE': lambda address: confirming(address, socket.MSG_CONFIRM | MSG_PROBE, b''),
+    ': TCP': talking,
+    # The contrast
+    ': UDP': lambda address: confirming(address, 0),
+}
+
+
+def confirmed(fam):
+    """The neighbours of host that have been confirmed just now."""
+    names = {fam.gw: 'gw', fam.mbox: 'mbox', nobody(fam): 'nobody'}
+    # Entries start with an age of twice that.
+    age = neigh_sysctl('base_reachable_time_ms', fam=fam) / 1000
+    entries = json.loads(ip('-json -statistics neigh show dev eth0'))
+    return [names[entry['dst']] for entry in entries
+            if entry['dst'] in names and entry['confirmed'] < age]
+
+
+@both
+def fallback_confirms(_, prefix):
+    """alive"""
+    fam = family(prefix)
+    for address, number, preferred, used in ((prefix[1], 378, nobody(fam), 'gw'),
+                                             (prefix[2], 379, fam.mbox, 'mbox')):
+        add_override(address, number, f'via {preferred} fallback')
+        for note, act in ALIVE.items():
+            forget(all_of(fam))
+            know(fam.gw, fam.mbox, state='stale')
+            act(address)
+            expected = [] if note == ': UDP' else [used]
+            yield Row(f'{note}, by {used}', f'confirmed: {expected}',
+                      f'confirmed: {confirmed(fam)}', None)
+
+
+CASES = (fallback, fallback_unknown, fallback_outage, fallback_confirms)
+
+
+def main(words):
+    """The command line."""
+    if {'-h', '--help'} & set(words):
+        print(__doc__.strip())
+        return 0
+    set_up()
+    wire, prefix = Wire(), PREFIXES[0]
+    add_override(prefix, 370, 'via 192.0.2.9 fallback')
+    with neigh_sysctls(dict(word.split('=') for word in words)):
+        print('net.ipv4.neigh.eth0:', *(f'{name}={neigh_sysctl(name)}' for name in QUICK))
+        with Stream(wire, prefix[1]) as stream:
+            result = outage(stream)
+    for what, (least, took, most) in (('detected', result.detect_seconds),
+                                      ('back', result.return_seconds)):
+        print(f'{what} after {took:.2f} s, by the sysctls after {least:.2f} to {most:.2f} s')
+    print(f'lost: {result.lost_undetected} of {len(stream.sent)} datagrams until detected, '
+          f'{result.lost_otherwise} later')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
