@@ -10,7 +10,7 @@ import struct
 import sys
 
 from lab import (GW, HOST, IPV4, IPV6, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, both,
-                 expect, family, forget, inside, ip, ip_batch, netlink_here, nl, nobody,
+                 expect, family, forget, inside, ip, ip_batch, know, netlink_here, nl, nobody,
                  without_inet6)
 
 # <linux/bpf.h>
@@ -249,27 +249,21 @@ def expect_nexthop(note, answer, nexthop):
     return Row(note, f'success: {nexthop}', seen, None)
 
 
-def expect_no_neighbour(note, answer):
-    """The row of an answer that is none."""
-    return Row(note, 'no neighbour', answer.result, None)
-
-
 def expect_stack(note, answer):
     """The row of a question that only the stack can answer."""
     return Row(note, 'left to the stack', answer.result, None)
 
 
-def know_neighbours():
+def know_all():
     """Let host know the link-layer addresses of gw and mbox."""
-    for address, mac in ((IPV4.gw, GW), (IPV4.mbox, MBOX), (IPV6.gw, GW), (IPV6.mbox, MBOX)):
-        ip(f'neigh replace {address} lladdr {mac} dev eth0 nud reachable')
+    know(IPV4.gw, IPV4.mbox, IPV6.gw, IPV6.mbox)
 
 
 @both
 def fib_lookup(_, prefix):
     """BPF lookup"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     unknown, nexthop = f'{fam.lan}212', f'id {fam.first + 320} via {fam.gw} dev eth0'
     nl(f'nexthop add {nexthop}')
     ip(f'route add {prefix} nhid {fam.first + 320}')
@@ -281,7 +275,7 @@ def fib_lookup(_, prefix):
         nl(f'nexthop replace {nexthop} {neigh}')
         answer = ask(prefix[1])
         yield (expect_addresses(note, answer, dst, HOST, neighbour) if dst else
-               expect_no_neighbour(note, answer))
+               Row(note, 'no neighbour', answer.result, None))
         yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), neighbour)
     # A program would send to it, from the device's address.
     nl(f'nexthop replace {nexthop} neigh via {unknown} src-lladdr {VMAC}')
@@ -292,7 +286,7 @@ def fib_lookup(_, prefix):
 def fib_lookup_addresses(_, prefix):
     """BPF lookup"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     number, unknown = fam.first + 321, nobody(fam)
     nl(f'nexthop add id {number} via {fam.gw} dev eth0')
     ip(f'route add {prefix} nhid {number}')
@@ -316,7 +310,7 @@ def fib_lookup_addresses(_, prefix):
 def fib_lookup_preserve(_, prefix):
     """BPF lookup"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     add_override(prefix, 322, 'preserve')
     yield expect_stack(': preserve', ask(prefix[1]))
     yield expect_stack(': preserve, skip', ask(prefix[1], SKIP_NEIGH))
@@ -328,7 +322,7 @@ def fib_lookup_preserve(_, prefix):
 def fib_lookup_fallback(_, prefix):
     """BPF fallback"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     away = f'{fam.lan}213'
     add_override(prefix, 323, f'via {away} fallback')
     # While it is not valid, somebody has to ask for the neighbour: a packet.
@@ -346,7 +340,7 @@ def fib_lookup_fallback(_, prefix):
 def fib_lookup_flags(_, prefix):
     """BPF lookup"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     add_override(prefix, 324, f'via {fam.mbox} src-lladdr {VMAC}')
     none = '::' if fam is IPV6 else '0.0.0.0'
     for note, flags, source in ((': DIRECT', DIRECT, none), (': OUTPUT', OUTPUT, none),
@@ -436,7 +430,7 @@ def redirect_neigh_explicit(wire, prefix):
 def redirect_neigh_egress(wire, prefix):
     """BPF egress"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     # The packets are on their way to another device.
     ip('link add bpf0 type dummy')
     ip('link set bpf0 up')
@@ -456,7 +450,7 @@ def redirect_neigh_egress(wire, prefix):
 def redirect_neigh_queued(wire, prefix):
     """BPF on eth0"""
     fam = family(prefix)
-    know_neighbours()
+    know_all()
     add_override(prefix, 327, f'lladdr {MBOX} src-lladdr {VMAC}')
     with attached('host', 'eth0', TCX_EGRESS, diverter, prefix[1], fam.gw):
         yield expect(wire.send(prefix[1]), GW, HOST, ': to gw')

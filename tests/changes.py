@@ -10,8 +10,8 @@ import socket
 import threading
 import time
 
-from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Failure, Row, expect, flow, inside, ip, ip_batch,
-                 nl, write)
+from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, VMAC, Failure, Row, both, expect, family,
+                 flow, inside, ip, ip_batch, nl, write)
 from traffic import (KINDS, LOOP, NEAR, NEW, Cable, Flood, await_request, expect_steps, outcome,
                      run_in, sightings, sink, to_its_end, to_sink)
 
@@ -41,9 +41,12 @@ def repeated(change):
 def discarded(snmp):
     """The packets that host has not sent, because their route was freed just then."""
     snmp.seek(0)
-    names, values = (line.split() for line in snmp if line.startswith('Ip:'))
-    counted = dict(zip(names, values))
-    return int(counted['OutRequests']) - int(counted['OutTransmits'])
+    lines = [line.split() for line in snmp if line.startswith('Ip')]
+    # IPv6 has a line for each counter.
+    counted = dict(zip(*lines) if lines[0][0] == 'Ip:' else lines)
+    requests, transmits = (int(value) for name, value in counted.items()
+                           if name.endswith(('OutRequests', 'OutTransmits')))
+    return requests - transmits
 
 
 def send_burst(wire, sock, first, snmp):
@@ -66,7 +69,8 @@ def under_traffic(wire, address, states, change):
     """
     seen, legal, lost, sent = collections.Counter(), {*states.values()}, 0, 0
     with inside('host'):
-        snmp = open('/proc/net/snmp', encoding='ascii')     # pylint: disable=R1732
+        snmp = open({IPV4: '/proc/net/snmp', IPV6: '/proc/net/snmp6'}[family(address)],
+                    encoding='ascii')       # pylint: disable=R1732
     wire.captured('host')
     with snmp, flow(address) as sock, repeated(change):
         before, started = discarded(snmp), time.monotonic()
@@ -86,31 +90,36 @@ def under_traffic(wire, address, states, change):
                problem)
 
 
+@both
 def replaced_object(wire, prefix):
     """replaced: object"""
+    fam = family(prefix)
+    nexthop = f'id {fam.first + 264} via {fam.gw} dev eth0'
     states = {f'neigh lladdr {GW} src-lladdr {NEAR}': (GW, NEAR),
               f'neigh lladdr {MBOX} src-lladdr {NEW}': (MBOX, NEW),
-              'neigh via 192.0.2.9': (MBOX, HOST),
+              f'neigh via {fam.mbox}': (MBOX, HOST),
               f'neigh src-lladdr {VMAC}': (GW, VMAC),
               '': (GW, HOST)}
     words = itertools.cycle(states)
 
     def change():
-        nl(f'nexthop replace id 264 via 192.0.2.1 dev eth0 {next(words)}')
+        nl(f'nexthop replace {nexthop} {next(words)}')
     change()
-    ip(f'route add {prefix} nhid 264')
+    ip(f'route add {prefix} nhid {fam.first + 264}')
     yield under_traffic(wire, prefix[1], states, change)
-    nl(f'nexthop replace id 264 via 192.0.2.1 dev eth0 neigh lladdr {MBOX} src-lladdr {NEAR}')
+    nl(f'nexthop replace {nexthop} neigh lladdr {MBOX} src-lladdr {NEAR}')
     yield expect(wire.send(prefix[1]), MBOX, NEAR, ', at the end')
 
 
+@both
 def replaced_route(wire, prefix):
     """replaced: route"""
-    nl(f'nexthop add id 265 dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
+    fam = family(prefix)
+    nl(f'{fam.option} nexthop add id {fam.first + 265} dev eth0 neigh lladdr {MBOX} '
+       f'src-lladdr {VMAC}')
     states = {f'via link {MBOX} dev eth0': (MBOX, HOST),
-              'nhid 265': (MBOX, VMAC),
-              'via 192.0.2.1 dev eth0': (GW, HOST)}
-
+              f'nhid {fam.first + 265}': (MBOX, VMAC),
+              f'via {fam.gw} dev eth0': (GW, HOST)}
     words = itertools.cycle(states)
 
     def change():
@@ -127,7 +136,7 @@ def leave_waiting(cable, prefix):
     """Packets that only their waiting keeps: the socket that sent them is closed."""
     ip(f'neigh del {cable.aside} dev life0')
     with inside('host'):
-        write('/proc/sys/net/ipv4/neigh/life0/mcast_solicit', 99)
+        write(f'/proc/sys/net/ipv{family(prefix).option[1]}/neigh/life0/mcast_solicit', 99)
     cable.route(prefix, 267, f'via {cable.aside} src-lladdr {VMAC}')
     with to_sink(prefix[1]) as sock:
         for _ in range(3):
@@ -146,20 +155,23 @@ def resolved(cable, number=3):
     return seen
 
 
+@both
 def waiting(_, prefix):
     """waiting"""
-    replace = f'nexthop replace id 267 dev life0 neigh lladdr {GW}'
+    fam = family(prefix)
+    number = fam.first + 267
+    replace = f'{fam.option} nexthop replace id {number} dev life0 neigh lladdr {GW}'
     for note, change, line in (
             (': route deleted', ip, f'route del {prefix}'),
-            (': nexthop deleted', ip, 'nexthop del id 267'),
+            (': nexthop deleted', ip, f'nexthop del id {number}'),
             (': nexthop replaced', nl, replace)):
-        with Cable() as cable:
+        with Cable(fam=fam) as cable:
             leave_waiting(cable, prefix)
             change(line)
             seen = resolved(cable)
         problem = f'{seen}' if len(seen) != 3 or len({*seen}) != 1 else None
         yield Row(note, (MBOX, VMAC), seen[0] if seen else (None, None), problem)
-    with Cable() as cable:
+    with Cable(fam=fam) as cable:
         leave_waiting(cable, prefix)
         ip('link set life0 down')
         cable.configure('host')
@@ -169,7 +181,7 @@ def waiting(_, prefix):
             sock.send(b'afterwards')
         seen = resolved(cable, 1)
         yield Row(': device down', f'{[(GW, NEAR)]}', f'{seen}', None)
-    with Cable() as cable:
+    with Cable(fam=fam) as cable:
         leave_waiting(cable, prefix)
         to_its_end('host', 'link del life0')
         yield Row(': device removed', '[]', f'{sightings(cable.capture)}', None)
@@ -177,10 +189,11 @@ def waiting(_, prefix):
 
 # --- down and up ---
 
+@both
 def down(wire, prefix):
     """down"""
     for note, number, words, step in KINDS[0], KINDS[5], KINDS[6]:
-        with Cable() as cable, sink():
+        with Cable(fam=family(prefix)) as cable, sink():
             cable.route(prefix, number, words)
             with Flood([to_sink(prefix[1])], [cable.capture, wire.captures['host']]) as flood:
                 flood.more()
@@ -211,8 +224,8 @@ def expect_legs(note, socks, cables, *legs):
     deadline = time.monotonic() + DEADLINE
     while (seen.total() < len(socks) and
            select.select(captures, [], [], max(0, deadline - time.monotonic()))[0]):
-        for capture, number in captures.items():
-            seen.update((number, *step) for _, step in sightings(capture))
+        for seen_at, number in captures.items():
+            seen.update((number, *step) for _, step in sightings(seen_at))
     problem = None
     if seen.keys() != {*legs} or seen.total() != len(socks):
         problem = f'seen: {seen}'
@@ -220,35 +233,44 @@ def expect_legs(note, socks, cables, *legs):
                ' '.join(sorted({cables[number].near for number, _, _ in seen})), problem)
 
 
+@both
 def carrier(_, prefix):
     """carrier"""
+    fam = family(prefix)
+    first = fam.first + 268
     with contextlib.ExitStack() as stack:
-        cables = [stack.enter_context(Cable(number=number)) for number in (0, 1)]
+        cables = [stack.enter_context(Cable(number=number, fam=fam)) for number in (0, 1)]
         # The ports of the senders spread them over the legs.
         socks = [stack.enter_context(to_sink(prefix[1])) for _ in range(16)]
         with inside('host'):
             for name in 'life0', 'life1':
-                write(f'/proc/sys/net/ipv4/conf/{name}/ignore_routes_with_linkdown', 1)
+                conf = f'/proc/sys/net/ipv{fam.option[1]}/conf/{name}'
+                write(f'{conf}/ignore_routes_with_linkdown', 1)
 
         legs = (0, MBOX, NEAR), (1, GW, VMAC)
-        second = f'nexthop add id 269 via {cables[1].gateway} dev life1 neigh src-lladdr {VMAC}'
-        nl(f'nexthop add id 268 dev life0 neigh lladdr {MBOX}')
+        second = (f'nexthop add id {first + 1} via {cables[1].gateway} dev life1 '
+                  f'neigh src-lladdr {VMAC}')
+        nl(f'{fam.option} nexthop add id {first} dev life0 neigh lladdr {MBOX}')
         nl(second)
-        ip('nexthop add id 270 group 268/269')
-        ip(f'route add {prefix} nhid 270')
+        ip(f'nexthop add id {first + 2} group {first}/{first + 1}')
+        ip(f'route add {prefix} nhid {first + 2}')
         yield expect_legs(': group', socks, cables, *legs)
         ip_batch('lan', 'link set far1 down')
         # The group has lost it for good.
-        await_change('without', '/269', 'nexthop show id 270')
+        await_change('without', f'/{first + 1}', f'nexthop show id {first + 2}')
         yield expect_legs(': group, lost', socks, cables, legs[0])
         ip_batch('lan', 'link set far1 up')
         await_change('with', 'state UP', 'link show life1')
         nl(second)
-        ip('nexthop replace id 270 group 268/269')
+        ip(f'nexthop replace id {first + 2} group {first}/{first + 1}')
         yield expect_legs(': group, back', socks, cables, *legs)
 
+        ip(f'route delete {prefix}')
+        if fam is IPV6:
+            yield from carrier6(prefix, socks, cables)
+            return
         legs = (0, MBOX, NEAR), (1, GW, NEAR)
-        ip(f'route replace {prefix} nexthop via link {MBOX} dev life0 '
+        ip(f'route add {prefix} nexthop via link {MBOX} dev life0 '
            f'nexthop via link {GW} dev life1')
         yield expect_legs(': route', socks, cables, *legs)
         ip_batch('lan', 'link set far0 down')
@@ -257,6 +279,23 @@ def carrier(_, prefix):
         ip_batch('lan', 'link set far0 up')
         await_change('without', 'linkdown', f'route show {prefix}')
         yield expect_legs(': route, back', socks, cables, *legs)
+
+
+def carrier6(prefix, socks, cables):
+    """IPv6 routes with an override as those without: the next one by metric counts."""
+    for note, via, dst in ((': plain route', f'via {cables[0].gateway}', GW),
+                           (': route', f'via link {MBOX}', MBOX)):
+        ip(f'route add {prefix} {via} dev life0 metric 1')
+        ip(f'route add {prefix} via link {GW} dev life1 metric 2')
+        yield expect_legs(note, socks, cables, (0, dst, NEAR))
+        ip_batch('lan', 'link set far0 down')
+        await_change('with', 'linkdown', f'-6 route show {prefix}')
+        yield expect_legs(f'{note}, lost', socks, cables, (1, GW, NEAR))
+        ip_batch('lan', 'link set far0 up')
+        await_change('without', 'linkdown', f'-6 route show {prefix}')
+        yield expect_legs(f'{note}, back', socks, cables, (0, dst, NEAR))
+        for metric in 1, 2:
+            ip(f'route delete {prefix} metric {metric}')
 
 
 # --- devices that change their type ---
@@ -273,12 +312,12 @@ def enslave(device, master):
 
 
 @contextlib.contextmanager
-def master_of_ports(master, words):
+def master_of_ports(master, words, fam):
     """A team or a bond with a Cable as its port, and a GRE device that can be one.
 
     A GRE device without remote has link-layer addresses: those of the remotes.
     """
-    with Cable() as cable:
+    with Cable(fam=fam) as cable:
         ip('address flush dev life0')
         ip(f'link add {master} address {NEAR} type {words}')
         ip('link add gre1 type gre local 192.0.2.2')
@@ -295,60 +334,50 @@ def master_of_ports(master, words):
             ip('link del gre1')
 
 
+ETHERNET = f'{NEAR} > {MBOX}', f'{VMAC} > {GW}', f'{VMAC} > {MBOX}'
+
+
 def expect_outcomes(note, socks, captures, *expected):
     """A row for each socket."""
     for (name, sock), wanted in zip(socks.items(), expected):
         yield Row(f'{name}, {note}', wanted, outcome(sock, *captures), None)
 
 
+def change_type(wire, prefix, master, words, as_gre):
+    """Rows of a master that is an Ethernet device first, and then one for GRE."""
+    with master_of_ports(master, words, family(prefix)) as cable, contextlib.ExitStack() as stack:
+        captures = cable.capture, wire.captures['host']
+        socks = {}
+        for address, (note, number, neigh, _) in zip(prefix, (KINDS[0], KINDS[4], KINDS[5])):
+            cable.route(address, number, neigh, master)
+            socks[note] = stack.enter_context(to_sink(address))
+        yield from expect_outcomes('Ethernet', socks, captures, *ETHERNET)
+
+        ip('link set life0 nomaster')
+        enslave('gre1', master)
+        yield from expect_outcomes('GRE', socks, captures, *[as_gre] * len(socks))
+        ip(f'route add {prefix[3]} via link 192.0.2.9 dev {master}')
+        tunnel = {': 4 bytes': stack.enter_context(to_sink(prefix[3]))}
+        yield from expect_outcomes('GRE', tunnel, captures, 'GRE to 192.0.2.9')
+
+        ip('link set gre1 nomaster')
+        enslave('life0', master)
+        if as_gre == REFUSED:
+            yield from expect_outcomes('again', socks, captures, *ETHERNET)
+        yield from expect_outcomes('Ethernet', tunnel, captures, REFUSED)
+
+
+@both
 def team(wire, prefix):
     """team"""
-    with master_of_ports('team0', 'team') as cable, contextlib.ExitStack() as stack:
-        captures = cable.capture, wire.captures['host']
-        socks = {}
-        for address, (note, number, words, _) in zip(prefix, (KINDS[0], KINDS[4], KINDS[5])):
-            cable.route(address, number, words, 'team0')
-            socks[note] = stack.enter_context(to_sink(address))
-        ethernet = f'{NEAR} > {MBOX}', f'{VMAC} > {GW}', f'{VMAC} > {MBOX}'
-        yield from expect_outcomes('Ethernet', socks, captures, *ethernet)
-
-        ip('link set life0 nomaster')
-        enslave('gre1', 'team0')
-        yield from expect_outcomes('GRE', socks, captures, *[REFUSED] * len(socks))
-        ip(f'route add {prefix[3]} via link 192.0.2.9 dev team0')
-        tunnel = {': 4 bytes': stack.enter_context(to_sink(prefix[3]))}
-        yield from expect_outcomes('GRE', tunnel, captures, 'GRE to 192.0.2.9')
-
-        ip('link set gre1 nomaster')
-        enslave('life0', 'team0')
-        yield from expect_outcomes('again', socks, captures, *ethernet)
-        yield from expect_outcomes('Ethernet', tunnel, captures, REFUSED)
+    yield from change_type(wire, prefix, 'team0', 'team', REFUSED)
 
 
+@both
 def bond(wire, prefix):
     """bond"""
-    with (master_of_ports('bond0', 'bond mode active-backup') as cable,
-          contextlib.ExitStack() as stack):
-        captures = cable.capture, wire.captures['host']
-        socks = {}
-        for address, (note, number, words, _) in zip(prefix, (KINDS[0], KINDS[4], KINDS[5])):
-            cable.route(address, number, words, 'bond0')
-            socks[note] = stack.enter_context(to_sink(address))
-        ethernet = f'{NEAR} > {MBOX}', f'{VMAC} > {GW}', f'{VMAC} > {MBOX}'
-        yield from expect_outcomes('Ethernet', socks, captures, *ethernet)
-
-        # The bond is down for a moment: the routes go.
-        ip('link set life0 nomaster')
-        enslave('gre1', 'bond0')
-        yield from expect_outcomes('GRE', socks, captures, *[f'{HOST} > {GW}'] * len(socks))
-        ip(f'route add {prefix[3]} via link 192.0.2.9 dev bond0')
-        tunnel = {': 4 bytes': stack.enter_context(to_sink(prefix[3]))}
-        yield from expect_outcomes('GRE', tunnel, captures, 'GRE to 192.0.2.9')
-
-        # It stays up.
-        ip('link set gre1 nomaster')
-        enslave('life0', 'bond0')
-        yield from expect_outcomes('Ethernet', tunnel, captures, REFUSED)
+    # It is down for a moment: the routes go.  Then it stays up.
+    yield from change_type(wire, prefix, 'bond0', 'bond mode active-backup', f'{HOST} > {GW}')
 
 
 CASES = (replaced_object, replaced_route, waiting, down, carrier, team, bond)

@@ -22,6 +22,7 @@ import bpf
 import changes
 import counters
 import devices
+import discovery
 import fallback
 import flowtable
 import forwarding
@@ -38,7 +39,7 @@ import tunnels
 
 # lifetime is the last: it looks at what the others have left.
 MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, forwarding, output,
-           tunnels, devices, bpf, flowtable, changes, lifetime)
+           discovery, tunnels, devices, bpf, flowtable, changes, lifetime)
 
 
 # What only some cases need: scripts/demo --all installs it.

@@ -3,16 +3,15 @@
 import contextlib
 import socket
 
-from lab import (DEADLINE, ETH_P_ALL, GW, HOST, MBOX, VMAC, Failure, Row, describe, inside,
-                 ip_batch, netlink_here, nft)
-from traffic import run_in
+from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, TRANSPARENT, VMAC, Failure, Row, both,
+                 capture, describe, family, inside, ip_batch, netlink_here, nft, passed,
+                 without_inet6)
+from traffic import protocol_and_destination, run_in
 
 # Both ends of the cable between gw and server
 GW_TO_SERVER, SERVER = '02:00:00:00:02:01', '02:00:00:00:02:02'
 # An address that gw takes for that of a group of hosts: server gets it as well.
-GROUP, GROUP_MAC = '198.51.100.3', '03:00:00:00:02:03'
-# Packets of host to server have this source: gw has a route of its own to it.
-CLIENT = '192.0.2.150'
+GROUP_MAC = '03:00:00:00:02:03'
 ROUNDS = 5
 
 RULES = '''table inet flows {
@@ -32,28 +31,41 @@ def slow_packets():
     return int(listed.partition('packets ')[2].split()[0])
 
 
+def group(fam):
+    """The address that belongs to it."""
+    return f'{fam.beyond}3'
+
+
+def client(fam):
+    """The source of packets to server: gw has a route of its own to it."""
+    return f'{fam.lan}150'
+
+
 @contextlib.contextmanager
-def flowtable():
+def flowtable(fam):
     """gw has a flowtable, and host an address to be used with it."""
     with inside('gw'):
         nft(RULES)
-    ip_batch('host', f'address add {CLIENT}/32 dev eth0')
-    ip_batch('gw', f'neigh replace {GROUP} lladdr {GROUP_MAC} nud permanent dev eth1')
+    ip_batch('host', f'address add {client(fam)} dev eth0')
+    ip_batch('gw', f'neigh replace {group(fam)} lladdr {GROUP_MAC} nud permanent dev eth1')
     try:
         yield
     finally:
         with inside('gw'):
             nft('flush ruleset')
-        ip_batch('gw', f'neigh delete {GROUP} dev eth1')
-        ip_batch('host', f'address delete {CLIENT}/32 dev eth0')
+        ip_batch('gw', f'neigh delete {group(fam)} dev eth1')
+        ip_batch('host', f'address delete {client(fam)} dev eth0')
 
 
 @contextlib.contextmanager
 def gw_nexthop(number, words, route):
     """gw has a nexthop object and a route by it; yields what replaces the object."""
+    fam = family(route)
+    number += fam.first
+
     def change(words, action='replace'):
         with inside('gw'):
-            netlink_here(None, f'nexthop {action} id {number} {words}')
+            netlink_here(None, f'{fam.option} nexthop {action} id {number} {words}')
     change(words, 'add')
     ip_batch('gw', f'route add {route} nhid {number}')
     try:
@@ -68,15 +80,15 @@ class Flow:
 
     def __init__(self, wire, address):
         self.wire = wire
+        fam = family(address)
         with inside('server'):
-            self.server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.server = socket.socket(fam.number, socket.SOCK_DGRAM)
+            self.server.setsockopt(*TRANSPARENT[fam], 1)
             self.server.bind((str(address), 0))
-            self.capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.capture.bind(('eth0', ETH_P_ALL))
-        self.capture.setblocking(False)
+        self.capture = capture('server', 'eth0')
         with inside('host'):
-            self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.client.bind((CLIENT, 0))
+            self.client = socket.socket(fam.number, socket.SOCK_DGRAM)
+        self.client.bind((client(fam), 0))
         self.client.connect(self.server.getsockname())
         self.server.connect(self.client.getsockname())
         for sock in self.client, self.server:
@@ -102,11 +114,9 @@ class Flow:
     def frames(self):
         """(dst, src) of the frames that came to server, and of those that gw sent back."""
         there, back = set(), set()
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                data, address = self.capture.recvfrom(2048)
-                if address[2] != socket.PACKET_OUTGOING:
-                    there |= addresses(data, self.server)
+        for data, came_in in passed(self.capture):
+            if came_in:
+                there |= addresses(data, self.server)
         for port in 'host', 'mbox':
             for _, data, from_there in self.wire.captured(port):
                 # What mbox passes on to host is not gw's any more.
@@ -147,43 +157,51 @@ def established(wire, address):
     return flow
 
 
+@both
 def flow_plain(wire, prefix):
     """flowtable"""
-    with flowtable(), established(wire, prefix[1]) as flow:
+    with flowtable(family(prefix)), established(wire, prefix[1]) as flow:
         yield from flow.observe(': plain', 'offloaded', there=(SERVER, GW_TO_SERVER),
                                 back=(HOST, GW))
 
 
+@both
 def flow_there(wire, prefix):
     """flow there"""
-    with flowtable():
+    fam = family(prefix)
+    with flowtable(fam):
         for note, neigh, frame in (
-                (': via', f'via {GROUP}', (GROUP_MAC, GW_TO_SERVER)),
+                (': via', f'via {group(fam)}', (GROUP_MAC, GW_TO_SERVER)),
+                (': lladdr', f'lladdr {GROUP_MAC}', (GROUP_MAC, GW_TO_SERVER)),
                 (': source', f'src-lladdr {VMAC}', (SERVER, VMAC))):
-            words = f'via 198.51.100.2 dev eth1 neigh {neigh}'
+            words = f'via {fam.beyond}2 dev eth1 neigh {neigh}'
             with gw_nexthop(350, words, prefix), established(wire, prefix[1]) as flow:
                 yield from flow.observe(note, 'offloaded', there=frame)
 
 
+@both
 def flow_back(wire, prefix):
     """flow back"""
-    with flowtable():
-        for note, neigh, frame in (
-                (': via', 'via 192.0.2.9', (MBOX, GW)),
-                (': inet6', 'via inet6 2001:db8::9', (MBOX, GW)),
+    fam = family(prefix)
+    with flowtable(fam):
+        for note, neigh, frame in without_inet6(fam, (
+                (': via', f'via {fam.mbox}', (MBOX, GW)),
+                (': via inet6', 'via inet6 2001:db8::9', (MBOX, GW)),
                 (': lladdr', f'lladdr {MBOX}', (MBOX, GW)),
-                (': source', f'src-lladdr {VMAC}', (HOST, VMAC))):
-            with gw_nexthop(351, f'dev eth0 neigh {neigh}', f'{CLIENT}/32'), \
+                (': source', f'src-lladdr {VMAC}', (HOST, VMAC)))):
+            with gw_nexthop(351, f'dev eth0 neigh {neigh}', client(fam)), \
                     established(wire, prefix[1]) as flow:
                 yield from flow.observe(note, 'offloaded', back=frame)
 
 
+@both
 def flow_later(wire, prefix):
     """flowtable"""
-    with flowtable(), gw_nexthop(352, 'dev eth0', f'{CLIENT}/32') as replace, \
+    fam = family(prefix)
+    with flowtable(fam), gw_nexthop(352, 'dev eth0', client(fam)) as replace, \
             established(wire, prefix[1]) as flow:
         yield from flow.observe(': before', 'offloaded', back=(HOST, GW))
-        replace('dev eth0 neigh via 192.0.2.9')
+        replace(f'dev eth0 neigh via {fam.mbox}')
         flow.exchange()
         yield from flow.observe(': override', 'offloaded', back=(MBOX, GW))
         replace('dev eth0')
@@ -194,9 +212,11 @@ def flow_later(wire, prefix):
 @contextlib.contextmanager
 def tunnel(prefix):
     """Packets to a prefix, and back to host, go through a tunnel between gw and server."""
-    for name, local, remote, route in (('gw', 1, 2, prefix), ('server', 2, 1, f'{CLIENT}/32')):
-        ip_batch(name, f'link add tun0 type ipip local 198.51.100.{local} '
-                       f'remote 198.51.100.{remote}', 'link set tun0 up',
+    fam = family(prefix)
+    kind = 'ipip' if fam is IPV4 else 'ip6tnl mode ip6ip6 encaplimit none'
+    for name, local, remote, route in (('gw', 1, 2, prefix), ('server', 2, 1, client(fam))):
+        ip_batch(name, f'link add tun0 type {kind} local {fam.beyond}{local} '
+                       f'remote {fam.beyond}{remote}', 'link set tun0 up',
                  f'route add {route} dev tun0')
     try:
         yield
@@ -205,21 +225,23 @@ def tunnel(prefix):
             ip_batch(name, 'link delete tun0')
 
 
+@both
 def flow_tunnel(wire, prefix):
     """flow in a tunnel"""
+    fam = family(prefix)
     # It depends on the kernel whether the flowtable looks into tunnels.
     words = f'dev eth1 neigh src-lladdr {VMAC}'
-    with flowtable(), tunnel(prefix), gw_nexthop(353, words, '198.51.100.2/32'), \
+    with flowtable(fam), tunnel(prefix), gw_nexthop(353, words, f'{fam.beyond}2'), \
             established(wire, prefix[1]) as flow:
         flow.frames()
         for _ in range(ROUNDS):
             flow.exchange()
         found = set()
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                data, address = flow.capture.recvfrom(2048)
-                if address[2] != socket.PACKET_OUTGOING and data[23] == socket.IPPROTO_IPIP:
-                    found.add((data[0:6].hex(':'), data[6:12].hex(':')))
+        outer = {IPV4: socket.IPPROTO_IPIP, IPV6: socket.IPPROTO_IPV6}[fam]
+        for data, came_in in passed(flow.capture):
+            what = protocol_and_destination(data)
+            if came_in and what and what[0] == outer:
+                found.add((data[0:6].hex(':'), data[6:12].hex(':')))
         problem = None if len(found) == 1 else f'frames: {found or "none"}'
         yield Row('', (SERVER, VMAC), min(found, default=(None, None)), problem)
 

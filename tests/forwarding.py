@@ -1,12 +1,13 @@
 """Packets of others: forwarded, balanced by IPVS, translated on a bridge."""
 
 import contextlib
+import socket
 
 from lab import (GW, HOST, IPV4, IPV6, MBOX, PORT, VMAC, Row, add_override, both, expect, family,
-                 flow, inside, ip, ip_batch, netlink_here, nft, nl, write)
-from traffic import (BOTH, IP_PMTUDISC_DONT, MTU_DISCOVER, SOL_UDP, UDP_SEGMENT, deliver,
-                     expect_delivery, expect_frames, frames_to, netlink_in, run_in,
-                     segmentation_off)
+                 flow, inside, ip, ip_batch, know, netlink_here, nft, nl, only6, write)
+from traffic import (BOTH, IP_PMTUDISC_DONT, MTU_DISCOVER, SOL_UDP, UDP_SEGMENT, another_host,
+                     connect_node, deliver, expect_delivery, expect_frames, frames_to, netlink_in,
+                     run_in, segmentation_off)
 
 
 @both
@@ -59,14 +60,17 @@ def mbox_forwards(wire, prefix):
 @contextlib.contextmanager
 def balanced(service, server):
     """Direct routing on host: what goes to service is sent to server, as it is."""
-    run_in('host', f'ipvsadm -A -u {service}:{PORT} -s rr')
+    service, server = (f'[{address}]:{PORT}' if family(address) is IPV6 else f'{address}:{PORT}'
+                       for address in (service, server))
+    run_in('host', f'ipvsadm -A -u {service} -s rr')
     try:
-        run_in('host', f'ipvsadm -a -u {service}:{PORT} -r {server}:{PORT} -g')
+        run_in('host', f'ipvsadm -a -u {service} -r {server} -g')
         yield
     finally:
-        run_in('host', f'ipvsadm -D -u {service}:{PORT}')
+        run_in('host', f'ipvsadm -D -u {service}')
 
 
+@both
 def ipvs(wire, prefix):
     """IPVS"""
     add_override(prefix[2], 204, BOTH)
@@ -78,18 +82,50 @@ def ipvs(wire, prefix):
             yield expect_delivery(wire, sock, (MBOX, HOST), ': via link')
 
 
+@both
 def ipvs_director(wire, prefix):
     """IPVS: from another host"""
-    nl(f'nexthop add id 205 via 192.0.2.9 dev eth0 neigh lladdr {GW} src-lladdr {VMAC}')
-    ip(f'route add {prefix[2]} nhid 205')
+    fam = family(prefix)
+    nexthop = f'id {fam.first + 205}'
+    nl(f'nexthop add {nexthop} via {fam.mbox} dev eth0 neigh lladdr {GW} src-lladdr {VMAC}')
+    ip(f'route add {prefix[2]} nhid {fam.first + 205}')
     ip(f'address add {prefix[1]} dev eth0')
-    ip_batch('mbox', f'route add {prefix[1]} via 192.0.2.2')
+    ip_batch('mbox', f'route add {prefix[1]} via {fam.host}')
     with balanced(prefix[1], prefix[2]), flow(prefix[1], 'mbox') as sock:
         yield expect_delivery(wire, sock, (GW, VMAC))
         # mbox is known, but it is not host that sends.
-        nl('nexthop replace id 205 via 192.0.2.1 dev eth0 neigh preserve strict')
+        nl(f'nexthop replace {nexthop} via {fam.gw} dev eth0 neigh preserve strict')
         yield expect_delivery(wire, sock, (GW, HOST), ', preserve')
     ip(f'address delete {prefix[1]} dev eth0')
+
+
+@only6
+def segments(wire, prefix):
+    """End.X"""
+    # What node sends to the second address goes by the first, and then to the gateway.
+    final, number = prefix[2], IPV6.first + 412
+    nl(f'-6 nexthop add id {number} dev eth0 neigh src-lladdr {VMAC}')
+    nl(f'-6 nexthop add id {number + 1} dev eth0 neigh via {IPV6.mbox}')
+    ip(f'route add {prefix[1]} encap seg6local action End.X nh6 {IPV6.gw} dev eth0')
+    with another_host(wire), inside('server'):
+        for name in 'all', 'eth0':
+            write(f'/proc/sys/net/ipv6/conf/{name}/seg6_enabled', 1)
+        connect_node('eth0', fam=IPV6)
+        ip_batch('node', f'route add {prefix[1]} via {IPV6.host}',
+                 f'route add {final} encap seg6 mode inline segs {prefix[1]} dev eth0')
+        for note, route, lladdrs in ((': plain', 'dev eth0', (GW, HOST)),
+                                     (': via link', f'via link {MBOX} dev eth0', (MBOX, HOST)),
+                                     (': source', f'nhid {number}', (GW, VMAC)),
+                                     (': via', f'nhid {number + 1}', (MBOX, HOST))):
+            ip(f'route replace {IPV6.gw} {route}')
+            know(IPV6.gw, IPV6.mbox)
+            with flow(final, 'node') as sock:
+                problem = deliver(wire, sock)
+            yield expect_frames(frames_to(wire, final, socket.IPPROTO_ROUTING), lladdrs, note,
+                                problem=problem)
+        for name in 'all', 'eth0':
+            write(f'/proc/sys/net/ipv6/conf/{name}/seg6_enabled', 0)
+    ip(f'route delete {IPV6.gw}')
 
 
 @both
@@ -123,4 +159,4 @@ def bridge_dnat(wire, prefix):
         nft('flush ruleset')
 
 
-CASES = (host_forwards, mbox_forwards, ipvs, ipvs_director, bridge_dnat)
+CASES = (host_forwards, mbox_forwards, ipvs, ipvs_director, segments, bridge_dnat)

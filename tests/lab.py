@@ -91,6 +91,12 @@ def both(case):
     return case
 
 
+def only6(case):
+    """Mark a case that is for IPv6 only."""
+    case.families = (IPV6,)
+    return case
+
+
 def without_inet6(fam, kinds):
     """Kinds of overrides by their notes: for IPv6 'via' says it all."""
     return [kind for kind in kinds if fam is IPV4 or 'inet6' not in kind[0]]
@@ -302,16 +308,28 @@ def flow(address, name='host', device=None, source=None, port=PORT):
     return sock
 
 
+def capture(name, device):
+    """A socket that sees the frames that pass a device of a host."""
+    with inside(name):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock.bind((device, ETH_P_ALL))
+    sock.setblocking(False)
+    return sock
+
+
+def passed(sock):
+    """(frame, whether it came in there) of all that passed since last time."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data, address = sock.recvfrom(2048)
+            yield data, address[2] != socket.PACKET_OUTGOING
+
+
 class Wire:
     """Sends from host to server, and watches host's cable meanwhile."""
 
     def __init__(self):
-        self.captures = {}
-        for port in 'host', 'mbox':
-            with inside('lan'):
-                self.captures[port] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-                self.captures[port].bind((port, ETH_P_ALL))
-            self.captures[port].setblocking(False)
+        self.captures = {port: capture('lan', port) for port in ('host', 'mbox')}
         with inside('server'):
             # It gets IPv4 as well.
             self.server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -355,12 +373,7 @@ class Wire:
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""
-        frames = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                data, address = self.captures[port].recvfrom(2048)
-                frames.append((describe(data), data, address[2] != socket.PACKET_OUTGOING))
-        return frames
+        return [(describe(data), data, came_in) for data, came_in in passed(self.captures[port])]
 
     def delivered(self, payload):
         """Wait for a datagram on server."""

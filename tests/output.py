@@ -1,11 +1,13 @@
 """What host itself sends, besides single datagrams."""
 
+import contextlib
 import errno
+import re
 import select
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, VMAC, Failure, Row, add_override, both,
-                 family, flow, inside, ip, ip_batch, nl)
+                 family, flow, inside, ip, ip_batch, know, nl, only6, write)
 from traffic import (BOTH, IP_PMTUDISC_DO, IP_PMTUDISC_WANT, MTU_DISCOVER, SOL_UDP, UDP_SEGMENT,
                      awaited, deliver, expect_delivery, expect_frames, frames_to, past_ip,
                      segmentation_off)
@@ -38,29 +40,82 @@ def refused(sock, size):
     return 'not refused'
 
 
+@contextlib.contextmanager
+def small_mtu(prefix):
+    """A prefix that only small packets can go to."""
+    route = f'{prefix} via {family(prefix).beyond}2'
+    ip_batch('gw', f'route add {route} mtu 1300')
+    try:
+        yield
+    finally:
+        ip_batch('gw', f'route delete {route}')
+
+
+def learn_mtu(sock, fam):
+    """Let host hear from gw that a packet is too big."""
+    sock.setsockopt(*MTU_DISCOVER[fam], IP_PMTUDISC_DO)
+    sock.send(bytes(1400))
+    if not select.select([sock], [], [], DEADLINE)[0]:
+        raise Failure('gw did not answer')
+    # It is the error that came in.
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
 @both
 def pmtu(wire, prefix):
     """PMTU"""
     fam = family(prefix)
     add_override(prefix, 211, BOTH)
-    mtu_discover = MTU_DISCOVER[fam]
-    ip_batch('gw', f'route add {prefix} via {fam.beyond}2 mtu 1300')
-    with flow(prefix[1]) as sock:
-        sock.setsockopt(*mtu_discover, IP_PMTUDISC_DO)
-        sock.send(bytes(1400))
-        if not select.select([sock], [], [], DEADLINE)[0]:
-            raise Failure('gw did not answer')
-        # It is the error that came in.
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    with small_mtu(prefix), flow(prefix[1]) as sock:
+        learn_mtu(sock, fam)
         yield Row(': too big', 'EMSGSIZE', refused(sock, 1400), None)
         yield expect_delivery(wire, sock, (MBOX, VMAC), ': small enough')
-        sock.setsockopt(*mtu_discover, IP_PMTUDISC_WANT)
+        sock.setsockopt(*MTU_DISCOVER[fam], IP_PMTUDISC_WANT)
         problem = deliver(wire, sock, 1400)
         yield expect_frames(frames_to(wire, prefix[1], fragment(fam)), (MBOX, VMAC),
                             ': fragments', 2, problem)
         nl(f'nexthop replace id {fam.first + 211} via {fam.gw} dev eth0 neigh src-lladdr {VMAC}')
         yield expect_delivery(wire, sock, (GW, VMAC), ': override replaced')
-    ip_batch('gw', f'route delete {prefix} via {fam.beyond}2')
+
+
+@only6
+def aged(_, prefix):
+    """PMTU, aged"""
+    nexthop = f'id {IPV6.first + 410} via {IPV6.gw} dev eth0'
+    nl(f'nexthop add {nexthop}')
+    ip(f'route add {prefix} nhid {IPV6.first + 410}')
+    # What was learned about a gateway goes when that is no router, if packets go there.
+    for note, neigh, kept in ((': plain', '', 'none'),
+                              (': source', f'neigh src-lladdr {VMAC}', 'none'),
+                              (': lladdr', f'neigh lladdr {MBOX}', 'mtu 1300'),
+                              (': via', f'neigh via {IPV6.mbox}', 'mtu 1300')):
+        nl(f'nexthop replace {nexthop} {neigh}')
+        know(IPV6.gw, IPV6.mbox)
+        with small_mtu(prefix), flow(prefix[1]) as sock:
+            learn_mtu(sock, IPV6)
+        learned = re.findall('mtu [0-9]+', ip(f'route get {prefix[1]}'))
+        with inside('host'):
+            write('/proc/sys/net/ipv6/route/flush', 1)
+        seen = re.findall('mtu [0-9]+', ip(f'route get {prefix[1]}'))
+        yield Row(note, kept, ' '.join(seen) or 'none', None if learned else 'nothing was learned')
+
+
+@only6
+def anycast(wire, prefix):
+    """anycast"""
+    # It is the address of all routers of the prefix, if that is on-link: no error goes there.
+    everyone, number = prefix[0], IPV6.first + 411
+    nl(f'-6 nexthop add id {number} dev eth0 neigh src-lladdr {VMAC}')
+    for note, route, dst in ((': on-link', 'dev eth0', None), (': source', f'nhid {number}', None),
+                             (': via link', f'via link {MBOX} dev eth0', MBOX)):
+        ip(f'route replace {prefix} {route}')
+        wire.forget()
+        with flow(IPV6.host, 'server', source=str(everyone), port=PORT + 2) as sock:
+            sock.send(b'nobody is there')
+            refused_with = select.select([sock], [], [], DEADLINE if dst else 0.2)[0]
+        frames = frames_to(wire, everyone, socket.IPPROTO_ICMPV6)
+        yield expect_frames(frames, (dst, dst and HOST), note, 1 if dst else 0,
+                            'server was not told' if dst and not refused_with else None)
 
 
 @both
@@ -162,4 +217,4 @@ def broadcast(wire, prefix):
     ip(f'route delete {everybody}')
 
 
-CASES = (gso, pmtu, marked, tcp, broadcast)
+CASES = (gso, pmtu, aged, anycast, marked, tcp, broadcast)

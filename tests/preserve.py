@@ -14,7 +14,8 @@ def by_mark(owner, gateway, mark):
     """Packets with a mark, which the reverse path check looks at, find another gateway."""
     path = '/proc/sys/net/ipv4/conf/eth0/src_valid_mark'
     ip(f'route add {owner} via {gateway} table {mark}')
-    ip(f'rule add fwmark {mark} to {owner} lookup {mark}')
+    rule = f'fwmark {mark} to {owner} lookup {mark}'
+    ip(f'{family(owner).option} rule add {rule}')
     with inside('host'):
         write(path, 1)
     try:
@@ -22,18 +23,22 @@ def by_mark(owner, gateway, mark):
     finally:
         with inside('host'):
             write(path, 0)
-        ip(f'rule delete fwmark {mark} to {owner} lookup {mark}')
+        ip(f'{family(owner).option} rule delete {rule}')
 
 
+@both
 def preserve_mark(wire, prefix):
     """mark"""
-    know('192.0.2.1', '192.0.2.9')
+    fam = family(prefix)
+    owner = f'{fam.beyond}88'
+    know(fam.gw, fam.mbox)
     add_override(prefix[1], 396, 'preserve')
-    with flow(prefix[1], source='198.51.100.88') as sock, ignored_sources():
+    with flow(prefix[1], source=owner) as sock, ignored_sources():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 396)
         yield expect(wire.send_on(sock), GW, HOST, ': preserve, no rule')
-        with by_mark('198.51.100.88', '192.0.2.9', 396):
-            yield expect(wire.send_on(sock), GW, MBOX, ': preserve')
+        with by_mark(owner, fam.mbox, 396):
+            # IPv6 has no reverse path check that could look at it.
+            yield expect(wire.send_on(sock), GW, MBOX if fam is IPV4 else HOST, ': preserve')
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0)
             yield expect(wire.send_on(sock), GW, HOST, ': preserve, no mark')
 

@@ -25,8 +25,8 @@ import struct
 import subprocess
 import tempfile
 
-from lab import (DEADLINE, ETH_P_ALL, GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, PORT,
-                 TRANSPARENT, Failure, Row, both, family, inside, ip_batch, netlink_here, nft,
+from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, PORT, TRANSPARENT,
+                 Failure, Row, both, capture, family, inside, ip_batch, netlink_here, nft, passed,
                  write)
 from traffic import past_ip, run_in
 
@@ -206,25 +206,18 @@ class Watch:
 
     def __init__(self, stack, fam):
         self.fam, self.ips = fam, addresses(fam)
-        self.captures = {}
-        for name in NEIGHBOURS:
-            with inside(namespace(name)):
-                capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-                self.captures[name] = stack.enter_context(capture)
-                capture.bind(('eth0', ETH_P_ALL))
-            capture.setblocking(False)
+        self.captures = {name: stack.enter_context(capture(namespace(name), 'eth0'))
+                         for name in NEIGHBOURS}
         self.log = None     # haproxy's
 
     def arrived(self, name, source):
         """The packets of an IP source that have arrived at a neighbour since last time."""
         packets = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                frame, address = self.captures[name].recvfrom(2048)
-                if address[2] != socket.PACKET_OUTGOING and source_of(frame) == source:
-                    data = past_ip(frame)
-                    ports = struct.unpack_from('!HH', data)
-                    packets.append(Packet(frame[0:6].hex(':'), frame[6:12].hex(':'), ports, data))
+        for frame, came_in in passed(self.captures[name]):
+            if came_in and source_of(frame) == source:
+                data = past_ip(frame)
+                ports = struct.unpack_from('!HH', data)
+                packets.append(Packet(frame[0:6].hex(':'), frame[6:12].hex(':'), ports, data))
         return packets
 
     def transfer(self, server):

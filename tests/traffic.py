@@ -12,7 +12,7 @@ import threading
 import time
 from ipaddress import ip_address
 
-from lab import (DEADLINE, ETH_P_ALL, GW, IPV4, IPV6, MBOX, PORT, VMAC, Failure, Row, describe,
+from lab import (DEADLINE, GW, IPV4, IPV6, MBOX, PORT, VMAC, Failure, Row, capture, describe,
                  family, flow, inside, ip_batch, netlink_here, set_sysctls)
 
 BOTH = f'lladdr {MBOX} src-lladdr {VMAC}'
@@ -150,10 +150,7 @@ def another_host(wire, bridge_end='node'):
         if bridge_end != 'node':
             ip_batch('lan', f'link add link node name {bridge_end} type vlan id 5')
         ip_batch('lan', f'link set {bridge_end} master br0 up')
-        with inside('lan'), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as capture:
-            capture.bind(('node', ETH_P_ALL))
-            capture.setblocking(False)
-            wire.captures['node'] = capture
+        with capture('lan', 'node') as wire.captures['node']:
             yield bridge_end
     finally:
         wire.captures.pop('node', None)
@@ -221,10 +218,7 @@ class Cable:
         ip_batch('lan', f'link add {self.far} type veth '
                         f'peer name {self.near} address {NEAR} netns {self.name}',
                  f'link set {self.far} up')
-        with inside('lan'):
-            self.capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.capture.bind((self.far, ETH_P_ALL))
-        self.capture.setblocking(False)
+        self.capture = capture('lan', self.far)
         self.configure(self.name)
         return self
 
@@ -237,7 +231,8 @@ class Cable:
     def configure(self, name, device=None):
         """Addresses and neighbours of our end, or of a device that stands in for it."""
         device = device or self.near
-        ip_batch(name, f'link set {device} up', f'address replace {self.address} dev {device}',
+        ip_batch(name, f'link set {device} up',
+                 f'address replace {self.address} dev {device} nodad',
                  f'neigh replace {self.gateway} lladdr {GW} dev {device}',
                  f'neigh replace {self.aside} lladdr {MBOX} dev {device}',
                  f'neigh replace {ASIDE6} lladdr {MBOX} dev {device}')
@@ -270,11 +265,11 @@ def sink():
     return sock
 
 
-def arrivals(capture):
+def arrivals(sock):
     """The frames that came in there since last time; not those that keep coming."""
     for _ in range(BACKLOG):
         try:
-            data, where = capture.recvfrom(2048)
+            data, where = sock.recvfrom(2048)
         except BlockingIOError:
             return
         except OSError as error:
@@ -318,11 +313,12 @@ def outcome(sock, *captures):
     return error or 'no frame'
 
 
-def await_request(capture, address):
+def await_request(sock, address):
     """Wait until an address is asked for."""
     deadline = time.monotonic() + DEADLINE
-    while select.select([capture], [], [], max(0, deadline - time.monotonic()))[0]:
-        if ('ARP', 'request', address) in map(describe, arrivals(capture)):
+    while select.select([sock], [], [], max(0, deadline - time.monotonic()))[0]:
+        asked = [what[1:] for what in map(describe, arrivals(sock)) if what]
+        if ('request', str(ip_address(address))) in asked:
             return
     raise Failure(f'nobody asks for {address}')
 
