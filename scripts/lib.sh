@@ -374,6 +374,26 @@ use_uml_tmpdir() {
 	fi
 }
 
+# The selftests that the series adds; what they share is not executable.
+series_tests() {
+	tree_git diff --raw --diff-filter=A base "$BRANCH" -- tools/testing/selftests/net |
+		sed -nE 's,^:000000 100755 .*\ttools/testing/selftests/net/(.*\.(sh|py))$,\1,p'
+}
+
+# Words for make: gcov of what the series changes, in User-mode Linux.  libgcov would write when
+# the program ends, from .fini_array.*, which the linker script leaves out.
+gcov_words() {
+	local file
+	while read -r file; do
+		echo "CFLAGS_$(basename "$file" .c).o=--coverage"
+	done < <(tree_git diff --name-only base "$BRANCH" -- 'net/*.c' 'drivers/*.c' ':!*/tests/*') |
+		sort -u
+	# It calls an inline function that the series changes.
+	echo CFLAGS_ip6_fib.o=--coverage
+	echo "LDFLAGS_EXECSTACK=-z noexecstack -u __gcov_init -u __gcov_exit -u __gcov_merge_add -u __gcov_dump \
+		-fini=__gcov_dump $(gcc -print-file-name=libgcov.a)"
+}
+
 # Byte for byte against the source that the patches were made for, else
 # patch by patch.
 same_patches() {
