@@ -179,6 +179,14 @@ install_packages() (
 		-o DPkg::Lock::Timeout=300 --no-install-recommends "$@"
 )
 
+# mirror_of LABEL: the mirror is whichever the system itself uses for Debian.
+mirror_of() {
+	# shellcheck disable=SC2016
+	apt-get indextargets --format '$(REPO_URI) $(LABEL)' \
+		'Created-By: Packages' 'Origin: Debian' 2>/dev/null |
+		awk -v label="$1" '$2 == label { print $1; exit }'
+}
+
 # need COMMAND:PACKAGE ... : install what is missing, or name it.
 need() {
 	local pair missing=() commands=()
