@@ -11,8 +11,8 @@ POSTING_CHECKS=(
 "no-vrf           objects: without CONFIG_NET_VRF"
 )
 
-# NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config,
-# demo.config, check.config and check-BASE.config, of which OPTIONS (a pattern of
+# NAME ARCH COMPILER CHECKER OPTIONS: a kernel with configs/x86_64.config, demo.config,
+# check.config, demo-BASE.config and check-BASE.config, of which OPTIONS (a pattern of
 # names) are left out.
 VARIANTS=(
 "gcc x86_64 gcc sparse -"
@@ -90,7 +90,7 @@ variant_wanted() {
 	{
 		cat "$REPO"/configs/{x86_64,demo,check}.config
 		# What only kernels of this base have
-		cat "$REPO/configs/check-$BASE.config" 2>/dev/null || true
+		cat "$REPO"/configs/{demo,check}-"$BASE".config 2>/dev/null || true
 	} | grep -vE "^$LEFT_OUT="
 	for option in CONFIG_64BIT CONFIG_IP_NEIGH_OVERRIDE CONFIG_IPV6 CONFIG_IP_ROUTE_MULTIPATH \
 		CONFIG_NET_VRF; do
@@ -151,6 +151,7 @@ variant_objects() {
 		[ -f "$SOURCE/$file" ] || continue
 		case $file in
 		*neigh_override*) grep -qx CONFIG_IP_NEIGH_OVERRIDE=y "$OUT/.config" || continue ;;&
+		*_last_hop.c) grep -qx CONFIG_IP_NEIGH_OVERRIDE_LAST_HOP=y "$OUT/.config" || continue ;;
 		net/ipv4/tests/*) grep -qx CONFIG_IP_NEIGH_OVERRIDE_KUNIT_TEST=y "$OUT/.config" ||
 				continue ;;&
 		net/ipv6/*) grep -qx CONFIG_IPV6=y "$OUT/.config" || continue ;;
