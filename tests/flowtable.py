@@ -4,7 +4,7 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, TRANSPARENT, VMAC, Failure, Row, both,
-                 capture, describe, family, inside, ip_batch, netlink_here, nft, passed,
+                 capture, describe, family, inside, ip_batch, netlink_here, nft, nobody, passed,
                  without_inet6)
 from traffic import protocol_and_destination, run_in
 
@@ -188,7 +188,9 @@ def flow_back(wire, prefix):
                 (': via', f'via {fam.mbox}', (MBOX, GW)),
                 (': via inet6', 'via inet6 2001:db8::9', (MBOX, GW)),
                 (': lladdr', f'lladdr {MBOX}', (MBOX, GW)),
-                (': source', f'src-lladdr {VMAC}', (HOST, VMAC)))):
+                (': source', f'src-lladdr {VMAC}', (HOST, VMAC)),
+                (': preserve', 'preserve', (HOST, GW)),
+                (': fallback', f'via {nobody(fam)} fallback', (HOST, GW)))):
             with gw_nexthop(351, f'dev eth0 neigh {neigh}', client(fam)), \
                     established(wire, prefix[1]) as flow:
                 yield from flow.observe(note, 'offloaded', back=frame)
@@ -207,6 +209,19 @@ def flow_later(wire, prefix):
         replace('dev eth0')
         flow.exchange()
         yield from flow.observe(': removed', 'offloaded', back=(HOST, GW))
+
+
+@both
+def flow_counted(wire, prefix):
+    """flowtable"""
+    fam = family(prefix)
+    with flowtable(fam), gw_nexthop(354, f'dev eth0 neigh lladdr {MBOX} counters', client(fam)), \
+            established(wire, prefix[1]) as flow:
+        yield from flow.observe(': counters', 'offloaded', back=(MBOX, GW))
+        with inside('gw'):
+            shown = netlink_here(None, f'nexthop show id {354 + fam.first} stats')
+        yield Row(': counters, packets', str(ROUNDS + 2), shown.split()[
+            shown.split().index('packets') + 1], None)
 
 
 @contextlib.contextmanager
@@ -246,4 +261,4 @@ def flow_tunnel(wire, prefix):
         yield Row('', (SERVER, VMAC), min(found, default=(None, None)), problem)
 
 
-CASES = (flow_plain, flow_there, flow_back, flow_later, flow_tunnel)
+CASES = (flow_plain, flow_there, flow_back, flow_later, flow_counted, flow_tunnel)
