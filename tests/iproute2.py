@@ -372,7 +372,8 @@ def refused_by_kernel(lines, text):
 def selector():
     """selector: changed, kept when the kernel refuses another, and removed"""
     if not takes_selectors():
-        return refused_by_kernel([f'nexthop add {SELECTOR}'], 'Error: Unknown attribute type.')
+        refused_by_kernel([f'nexthop add {SELECTOR}'], 'Error: Unknown attribute type.')
+        return 'refused'
     shows = f'{SELECTOR} counters scope link'
     with state(f'nexthop add {SELECTOR}', 'route add 203.0.113.0/24 nhid 1'):
         ip(f'nexthop replace {SELECTOR} counters')
