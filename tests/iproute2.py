@@ -369,7 +369,7 @@ def refused_by_kernel(lines, text):
     return len(lines)
 
 
-def selector():
+def selectors():
     """selector: changed, kept when the kernel refuses another, and removed"""
     if not takes_selectors():
         refused_by_kernel([f'nexthop add {SELECTOR}'], 'Error: Unknown attribute type.')
@@ -776,7 +776,7 @@ def own_testsuite():
 
 
 CHECKS = (every_override, listed, word_order, replaced,
-          batch, usage, *(refusal(*case) for case in REFUSALS), selector,
+          batch, usage, *(refusal(*case) for case in REFUSALS), selectors,
           route_of_object, link_layer_object, legs_of_group, via_link, via_link_delete,
           via_link6, via4_of_ipv6, via_link_default, via_link_filter, save_via_link,
           save_objects, monitor,

@@ -60,13 +60,14 @@ class Flow:
 
 @contextlib.contextmanager
 def address_by_mbox(fam):
-    """host has one more address, and gw sends what is for it by mbox; yields what ends that."""
+    """host has one more address, and gw sends what is for it by mbox."""
     address = f'{fam.lan}150'
     ip_batch('host', f'address add {address} dev eth0')
     ip_batch('gw', f'route add {address} via {fam.mbox}')
     try:
-        yield address, lambda: ip_batch('gw', f'route delete {address}')
+        yield address
     finally:
+        ip_batch('gw', f'route delete {address}')
         ip_batch('host', f'address delete {address} dev eth0')
 
 
@@ -75,12 +76,12 @@ def answers(wire, prefix):
     """last hop"""
     fam = family(prefix)
     add_override(prefix, 390, 'selector last-hop')
-    with address_by_mbox(fam) as (address, stop), \
-            Flow(wire, prefix[1], fam.host) as by_gw, Flow(wire, prefix[1], address) as by_mbox:
+    with address_by_mbox(fam) as address, Flow(wire, prefix[1], fam.host) as by_gw, \
+            Flow(wire, prefix[1], address) as by_mbox:
         yield by_gw.expect(': by gw', GW)
         yield by_mbox.expect(': by mbox', MBOX)
         yield expect(wire.send(prefix[1]), GW, note=': opened here')
-        stop()
+        ip_batch('gw', f'route replace {address} dev eth0')
         yield by_mbox.expect(': by gw from now on', GW)
     ip_batch('host', f'nexthop delete id {fam.first + 390}')
 
@@ -88,7 +89,7 @@ def answers(wire, prefix):
 # --- a transparent proxy ---
 
 # Frames keep the addresses of client and server when the proxy takes them.
-BROUTE = 'ebtables-legacy -t broute -A BROUTING -p {ip} --{option}-proto tcp --{option}-{port} ' \
+BROUTE = 'ebtables-legacy -t broute -A BROUTING -p {ip} --{table}-proto tcp --{table}-{port} ' \
          f'{PORT} -j DROP'
 RULES = '''
 table netdev proxy {{
@@ -122,9 +123,9 @@ def take_frames(ips, fam):
              'far': (ROUTER, 'router'), 'proxy': (PROXY, None)}
     owners = ', '.join(f'{ips[name]} . {mac} . "{port}"' for name, (mac, home) in homes.items()
                        for port in NEIGHBOURS if port != home)
-    ip, option, table = ('IPv6', 'ip6', 'ip6') if fam is IPV6 else ('IPv4', 'ip', 'ip')
+    ip, table = ('IPv6', 'ip6') if fam is IPV6 else ('IPv4', 'ip')
     for port in 'sport', 'dport':
-        run_in(namespace('proxy'), BROUTE.format(ip=ip, option=option, port=port))
+        run_in(namespace('proxy'), BROUTE.format(ip=ip, table=table, port=port))
     with inside(namespace('proxy')):
         nft('flush ruleset')
         nft(RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
