@@ -39,8 +39,8 @@ import tracing
 import tunnels
 
 # lifetime is the last: it looks at what the others have left.
-MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, last_hop, forwarding,
-           output, discovery, tunnels, devices, bpf, flowtable, changes, lifetime)
+MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, forwarding, output,
+           discovery, tunnels, devices, bpf, flowtable, changes, last_hop, lifetime)
 
 
 # What only some cases need: scripts/demo --all installs it.
