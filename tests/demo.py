@@ -28,6 +28,7 @@ import flowtable
 import forwarding
 from lab import (IPV4, IPV6, LEGEND, PREFIXES, PREFIXES6, Failure, Row, Wire, family, knows_ipv6,
                  set_up, sum_up)
+import last_hop
 import lifetime
 import link
 import neighbour
@@ -39,11 +40,12 @@ import tunnels
 
 # lifetime is the last: it looks at what the others have left.
 MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, forwarding, output,
-           discovery, tunnels, devices, bpf, flowtable, changes, lifetime)
+           discovery, tunnels, devices, bpf, flowtable, changes, last_hop, lifetime)
 
 
 # What only some cases need: scripts/demo --all installs it.
-PROGRAMS = {'haproxy': r'proxy\.(proxy_plain|proxy_preserve|owner_unknown)',
+PROGRAMS = {'haproxy': r'proxy\.(proxy_plain|proxy_preserve|owner_unknown)|last_hop\.proxied',
+            'ebtables-legacy': r'last_hop\.proxied',
             'ipvsadm': r'\w+\.ipvs', 'teamnl': r'\w+\.team'}
 
 
@@ -149,7 +151,8 @@ def main(names):
         set_up()
         wire = Wire()
         if not knows_ipv6():
-            cases = [case for case in cases if family(case[-1]) is IPV4]
+            # Nor selectors
+            cases = [case for case in cases if family(case[-1]) is IPV4 and case[0] is not last_hop]
     except (Failure, OSError) as error:
         print(f'demo.py: {error}', file=sys.stderr)
         return 1

@@ -62,6 +62,7 @@ OIF, TO_LINK, TO_OTHER = [nl.RTA_OIF, u32(2)], *([nl.RTA_VIA, LINK + mac] for ma
 LEGS = [RTA_MULTIPATH, join([0, u32(2) + nl.attribute(nl.RTA_VIA, LINK + mac)]
                             for mac in (MAC, OTHER))]
 FROM, ON_OBJECT, STATS = [nl.SRC_LLADDR, OTHER], [RTA_NH_ID, u32(1)], [nl.NHA_OP_FLAGS, u32(1)]
+LAST_HOP, UNKNOWN = [nl.SELECTOR, b'last-hop\0'], [nl.SELECTOR, b'unknown\0']
 FLAGS = [[nl.FLAGS, u32(value)] for value in range(16)]
 # NHA_ENCAP_TYPE, NHA_ENCAP
 ENCAP = [nl.NHA_GATEWAY, V4[0]], [7, b'\2\0'], [8 | nl.NLA_F_NESTED, nl.attribute(2, V4[0])]
@@ -71,15 +72,19 @@ FULL = [*USED, route(OIF, TO_LINK, flags=APPEND), route(LEGS, flags=APPEND)]
 USED6 = [nexthop6(1, TO_MAC), nexthop6(2, TO_V6, FROM, FLAGS[8]), group(3, 1, 2),
          route6(ON_OBJECT)]
 FULL6 = [*USED6, route6(OIF, TO_LINK, flags=APPEND), route6(OIF, TO_OTHER, flags=APPEND)]
-# What is there, what is asked for; of the first the last three are refused, the last two late.
+# What is there, what is asked for; of the first the last four are refused, the last two late.
 REQUESTS = [([], nexthop(1, *nest)) for nest in (
     (), (TO_MAC,), (TO_V4,), (TO_V6,), (FROM,), (TO_MAC, FROM), (TO_V6, FROM), (FLAGS[6],),
-    (TO_V4, FLAGS[9]), (TO_V6, FLAGS[15]), (TO_V4, FROM, FLAGS[10]), ([nl.LLADDR, MACS[3]],),
+    (TO_V4, FLAGS[9]), (TO_V6, FLAGS[15]), (LAST_HOP,), (TO_V6, FROM, LAST_HOP, FLAGS[9]),
+    (UNKNOWN,), (TO_V4, FROM, FLAGS[10]), ([nl.LLADDR, MACS[3]],),
     (TO_V4, [nl.SRC_LLADDR, MACS[5]], FLAGS[8]))]
 REQUESTS += [
     ([], nexthop(1, TO_MAC, more=())), ([], nexthop(1, TO_V4, more=ENCAP)),
     (USED, nexthop(1, TO_V6, FLAGS[9], flags=REPLACE)), (USED, nexthop(1, flags=REPLACE)),
     (USED, nexthop(1, TO_V4, FROM, FLAGS[10], flags=REPLACE)),
+    (USED, nexthop(1, LAST_HOP, flags=REPLACE)),
+    ([nexthop(1, LAST_HOP)], nexthop(1, LAST_HOP, FLAGS[8], flags=REPLACE)),
+    ([nexthop(1, LAST_HOP)], by_id(nl.RTM_DELNEXTHOP, 1)), ([], nexthop6(1, LAST_HOP)),
     (TWO, group(3, 1, 2)), (USED, group(3, 2, flags=REPLACE)),
     ([], route(OIF, TO_LINK)), ([route(OIF, TO_LINK)], route(OIF, TO_OTHER, flags=REPLACE)),
     ([], route(LEGS)), ([], route([RTA_MULTIPATH, LEGS[1].replace(OTHER, bytes(6))])),

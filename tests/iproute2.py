@@ -18,6 +18,7 @@ import pathlib
 import re
 import select
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,10 @@ DESTINATIONS = (('', '', {}),
 SOURCES = (('', {}), (f'src-lladdr {VMAC}', {'src_lladdr': VMAC}),
            ('preserve', {'preserve': True}),
            ('preserve strict', {'preserve': True, 'strict': True}))
+SELECTORS = (('selector last-hop', {'selector': 'last-hop'}),
+             (f'src-lladdr {VMAC} selector last-hop',
+              {'src_lladdr': VMAC, 'selector': 'last-hop'}))
+SELECTOR = 'id 1 via 192.0.2.1 dev eth0 neigh selector last-hop'
 GATEWAYS = (('via 192.0.2.1', {'gateway': '192.0.2.1'}), ('', {}))
 GATEWAY6 = 'via 2001:db8::1', {'gateway': '2001:db8::1'}
 LINK6 = f'2001:db8:9::/48 via link {MAC} dev eth0'
@@ -122,11 +127,25 @@ def takes_ipv6():
     return True
 
 
+@functools.cache
+def takes_selectors():
+    """Whether this kernel has selectors, and last-hop."""
+    if run('nexthop', 'add', *SELECTOR.split())[0]:
+        return False
+    ip('nexthop delete id 1')
+    return True
+
+
+def sources():
+    """What this kernel can choose the source by, and words beside it."""
+    return [*SOURCES, *SELECTORS] if takes_selectors() else SOURCES
+
+
 def combinations():
     """(words, line that is shown, JSON) of all that the grammar allows."""
     gateways = [*GATEWAYS, GATEWAY6] if takes_ipv6() else GATEWAYS
     for gateway, destination, source, fallback, counters in itertools.product(
-            gateways, DESTINATIONS, SOURCES, ('', 'fallback'), ('', 'counters')):
+            gateways, DESTINATIONS, sources(), ('', 'fallback'), ('', 'counters')):
         if fallback and 'via' not in destination[0] or not (destination[0] or source[0]):
             continue
         if gateway == GATEWAY6 and destination[2] == VIA4:
@@ -152,8 +171,9 @@ def every_override():
             ip('nexthop delete id 1')
             ip(f'nexthop add {line}')
             expect(words, line, shown('nexthop show id 1'))
-    expect('combinations', 2 * (4 * 4 * 2 * 2 + 4 * 2 + 3 * 2) +
-           takes_ipv6() * (2 * 4 * 2 * 2 + 4 * 2 + 3 * 2), number)
+    count = len(sources())
+    expect('combinations', 2 * (4 * count * 2 * 2 + count * 2 + (count - 1) * 2) +
+           takes_ipv6() * (2 * count * 2 * 2 + count * 2 + (count - 1) * 2), number)
     return number
 
 
@@ -220,7 +240,8 @@ def usage():
     """help: the words are there"""
     _, _, text = run('nexthop', 'help')
     for part in ('neigh OVERRIDE', 'src-lladdr LLADDR | preserve [ strict ]',
-                 'via [ inet | inet6 ] ADDRESS | lladdr LLADDR', '[ fallback ] [ counters ]'):
+                 'via [ inet | inet6 ] ADDRESS | lladdr LLADDR',
+                 '[ selector NAME ] [ fallback ] [ counters ]'):
         if part not in text:
             raise Failure(f'{part} is missing in: {text}')
 
@@ -282,6 +303,10 @@ REFUSALS = (
     (f'{NEXTHOP} via inet', 'Command line is not complete.'),
     (f'{NEXTHOP} lladdr', 'Command line is not complete.'),
     (f'{NEXTHOP} src-lladdr', 'Command line is not complete.'),
+    (f'{NEXTHOP} selector', 'Command line is not complete.'),
+    (f'{NEXTHOP} selector last-hop-last-hop', 'Error: argument "last-hop-last-hop" is wrong: '
+     '"selector" takes a name of at most 15 characters'),
+    (f'{NEXTHOP} selector last-hop selector last-hop', 'Error: either "selector" is duplicate'),
     (f'{NEXTHOP} via 192.0.2.300', 'Error: any valid address is expected rather than'),
     (f'{NEXTHOP} via any', 'Error: argument "any" is wrong: "neigh via" takes an address'),
     (f'{NEXTHOP} via inet 2001:db8::9', 'Error: inet address is expected rather than'),
@@ -331,15 +356,8 @@ def refusal(line, text, *lines):
     return test
 
 
-# --- a kernel that has no overrides ---
-
-IS_OFF = 'Error: CONFIG_IP_NEIGH_OVERRIDE is not enabled in this kernel.'
-NO_OVERRIDE = IS_OFF if OFF else 'Error: Unknown attribute type.'
-NO_LINK = IS_OFF if OFF else 'Error: Unsupported address family in RTA_VIA.'
-
-
-def refused_without(lines, text):
-    """Lines that such a kernel refuses, all with the same text; nothing changes."""
+def refused_by_kernel(lines, text):
+    """Lines that this kernel refuses, all with the same text; nothing changes."""
     # IPv6 gets routes by itself.
     before = ip('nexthop show'), ip('-4 route show table all')
     for line in lines:
@@ -351,21 +369,51 @@ def refused_without(lines, text):
     return len(lines)
 
 
+def selectors():
+    """selector: changed, kept when the kernel refuses another, and removed"""
+    if not takes_selectors():
+        refused_by_kernel([f'nexthop add {SELECTOR}'], 'Error: Unknown attribute type.')
+        return 'refused'
+    shows = f'{SELECTOR} counters scope link'
+    with state(f'nexthop add {SELECTOR}', 'route add 203.0.113.0/24 nhid 1'):
+        ip(f'nexthop replace {SELECTOR} counters')
+        refused_by_kernel([f'nexthop replace {SELECTOR[:-8]}{name}'
+                           for name in ('fifteen-letters', 'last')], 'Error: Unknown selector.')
+        refused_by_kernel([f'nexthop replace {SELECTOR} preserve'],
+                          'Error: Selector excludes preserve.')
+        expect('kept', shows, shown('nexthop show id 1'))
+        expect('route', f'203.0.113.0/24 nhid 1 {SELECTOR[5:]} counters',
+               shown('route show 203.0.113.0/24'))
+        ip('nexthop replace id 1 via 192.0.2.1 dev eth0')
+        expect('removed', 'id 1 via 192.0.2.1 dev eth0 scope link', shown('nexthop show id 1'))
+        ip(f'nexthop replace {SELECTOR}')
+        ip('nexthop delete id 1')
+        expect('deleted', 1, len(as_json('nexthop show')))
+    return 'taken'
+
+
+# --- a kernel that has no overrides ---
+
+IS_OFF = 'Error: CONFIG_IP_NEIGH_OVERRIDE is not enabled in this kernel.'
+NO_OVERRIDE = IS_OFF if OFF else 'Error: Unknown attribute type.'
+NO_LINK = IS_OFF if OFF else 'Error: Unsupported address family in RTA_VIA.'
+
+
 def without_overrides():
     """refused: every override of a nexthop"""
-    return refused_without([f'nexthop {verb} {words}' for words, *_ in combinations()
+    return refused_by_kernel([f'nexthop {verb} {words}' for words, *_ in combinations()
                             for verb in ('add', 'replace')], NO_OVERRIDE)
 
 
 def without_replacement():
     """refused: an override for a nexthop that is there"""
     words = f'nexthop replace id 90 via 192.0.2.1 dev eth0 neigh lladdr {MAC}'
-    return refused_without([words, f'{words} counters'], NO_OVERRIDE)
+    return refused_by_kernel([words, f'{words} counters'], NO_OVERRIDE)
 
 
 def without_link():
     """refused: link-layer nexthops of routes and legs"""
-    return refused_without([f'{ROUTE} via link {MAC} dev eth0',
+    return refused_by_kernel([f'{ROUTE} via link {MAC} dev eth0',
                             f'route replace default via link {MAC} dev eth0',
                             f'{ROUTE} nexthop via 192.0.2.1 dev eth0 '
                             f'nexthop via link {MAC} dev eth0'], NO_LINK)
@@ -614,9 +662,10 @@ def send(address, number, size, source=None):
 
 def counted(**expected):
     """The counters of nexthop 1, plain and as JSON."""
+    words = ['packets', 'bytes', 'fallback', 'unknown', 'failed', 'forwarded']
+    # Only beside one
     counters = {word: expected.get(word, 0)
-                for word in ('packets', 'bytes', 'fallback', 'unknown', 'failed',
-                             'forwarded')}
+                for word in words + ['selector'] * ('selector' in expected)}
     line = '  neigh stats: ' + ' '.join(f'{word} {value}' for word, value in counters.items())
     for words in 'nexthop show id 1', 'nexthop get id 1':
         expect('-statistics', line, shown(f'-statistics {words}').partition('\n')[2])
@@ -643,6 +692,35 @@ def counters_of(words, **expected):
                    len(shown('-statistics nexthop show id 1').splitlines()))
     test.__doc__ = f'-statistics: neigh {words} counters'
     return test
+
+
+def answer(peer, port):
+    """A datagram comes in on eth0, and is answered."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire, \
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        wire.bind(('peer0', 0))
+        server.bind(('192.0.2.2', 0))
+        server.settimeout(DEADLINE)
+        header = struct.pack('!BxHxxxxBBxx4s4s', 0x45, 20 + 8 + 1, 64, socket.IPPROTO_UDP,
+                             socket.inet_aton(peer), socket.inet_aton('192.0.2.2'))
+        total = sum(struct.unpack('!10H', header))
+        check = struct.pack('!H', 0xffff - (total + (total >> 16)) % 0x10000)
+        wire.send(bytes.fromhex('020000000002') + bytes.fromhex(OTHER.replace(':', ''))
+                  + b'\x08\0' + header[:10] + check + header[12:]
+                  + struct.pack('!HHHxx', port, server.getsockname()[1], 8 + 1) + b'.')
+        server.sendto(*server.recvfrom(1))
+
+
+def counters_of_selector():
+    """-statistics: neigh selector last-hop counters"""
+    if not takes_selectors():
+        return 'not taken'
+    with state(f'nexthop add {SELECTOR} counters', 'route add 203.0.113.0/24 nhid 1'):
+        counted(selector=0)
+        send('203.0.113.1', 1, 1)
+        answer('203.0.113.1', 9)
+        counted(packets=2, bytes=2 * (20 + 8 + 1), selector=1)
+    return 'taken'
 
 
 def statistics_only():
@@ -698,13 +776,13 @@ def own_testsuite():
 
 
 CHECKS = (every_override, listed, word_order, replaced,
-          batch, usage, *(refusal(*case) for case in REFUSALS),
+          batch, usage, *(refusal(*case) for case in REFUSALS), selectors,
           route_of_object, link_layer_object, legs_of_group, via_link, via_link_delete,
           via_link6, via4_of_ipv6, via_link_default, via_link_filter, save_via_link,
           save_objects, monitor,
           counters_of(f'lladdr {MAC}'), counters_of('via 192.0.2.9 fallback', fallback=3),
           counters_of('preserve', unknown=3), counters_of('preserve strict', unknown=3, failed=3),
-          statistics_only, statistics_of_nothing, own_testsuite)
+          counters_of_selector, statistics_only, statistics_of_nothing, own_testsuite)
 CHECKS_WITHOUT = without_overrides, without_replacement, without_link, usage, own_testsuite
 
 

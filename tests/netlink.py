@@ -7,7 +7,7 @@ usage: netlink.py [-4|-6] nexthop add|replace id N [via ADDRESS] dev DEV [neigh 
        netlink.py route get ADDRESS [mark N] [from ADDRESS iif DEV]
 
 NEIGH := [via [inet|inet6] ADDRESS | lladdr LLADDR] [src-lladdr LLADDR | preserve [strict]]
-         [fallback] [counters]
+         [selector NAME] [fallback] [counters]
 
 -6 is for an IPv6 nexthop without an address.
 
@@ -39,7 +39,7 @@ NHA_ID, NHA_GROUP, NHA_BLACKHOLE, NHA_OIF, NHA_GATEWAY = 1, 2, 4, 5, 6
 NHA_OP_FLAGS, NHA_OP_FLAG_DUMP_STATS, NHA_NEIGH_OVERRIDE = 14, 1, 19
 NHMSG = struct.Struct('=4BI')
 # <linux/neigh_override.h>
-LLADDR, VIA4, VIA6, SRC_LLADDR, FLAGS, STATS = 1, 2, 3, 4, 5, 6
+LLADDR, VIA4, VIA6, SRC_LLADDR, FLAGS, STATS, SELECTOR = 1, 2, 3, 4, 5, 6, 7
 FLAG_WORDS = {'fallback': 1, 'preserve': 2, 'strict': 4, 'counters': 8}
 STAT_WORDS = {1: 'packets', 2: 'bytes', 3: 'fallback', 4: 'unknown', 5: 'failed', 6: 'forwarded'}
 
@@ -117,6 +117,8 @@ def pack_neigh(words):
         elif word in ('lladdr', 'src-lladdr'):
             lladdr = bytes.fromhex(next(words, '').replace(':', ' '))
             nest += attribute(LLADDR if word == 'lladdr' else SRC_LLADDR, lladdr)
+        elif word == 'selector':
+            nest += attribute(SELECTOR, next(words, '').encode() + b'\0')
         else:
             raise ValueError(f"unknown word '{word}' after 'neigh'")
     return nest + (attribute(FLAGS, struct.pack('=I', flags)) if flags else b'')
@@ -219,6 +221,7 @@ def show_neigh(data):
     return show(data, ((VIA4, 'via ', ip_address), (VIA6, 'via inet6 ', ip_address),
                        (LLADDR, 'lladdr ', show_lladdr),
                        (SRC_LLADDR, 'src-lladdr ', show_lladdr),
+                       (SELECTOR, 'selector ', lambda name: name[:-1].decode()),
                        (FLAGS, '', show_flags), (STATS, 'stats ', show_stats)))
 
 

@@ -31,7 +31,9 @@ NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}
           'via 192.0.2.9', 'via 192.0.2.9 fallback', 'via 192.0.2.77 fallback counters',
           'via 192.0.2.78', 'via inet6 2001:db8::9', 'via inet6 2001:db8::77 src-lladdr {vmac}',
           'preserve', 'preserve strict', 'via 192.0.2.9 preserve counters',
-          'lladdr {mbox} counters', 'counters src-lladdr {vmac}', 'lladdr {mbox} preserve')
+          'lladdr {mbox} counters', 'counters src-lladdr {vmac}', 'lladdr {mbox} preserve',
+          'selector last-hop', 'selector last-hop counters',
+          'via 192.0.2.9 selector last-hop fallback', 'src-lladdr {vmac} selector last-hop')
 NEIGHS = tuple(words.format(mbox=MBOX, vmac=VMAC) for words in NEIGHS)
 NEIGHS6 = tuple(words for words in NEIGHS if '192' not in words)
 OBJECTS, OBJECTS6, GROUP, RESILIENT, GROUP6 = range(1, 9), range(9, 17), 100, 101, 102
@@ -207,6 +209,7 @@ def objects():
                 (('192.0.2.1', OBJECTS), ('2001:db8::1', OBJECTS6)))
             if random.random() < 0.1:
                 yield words(f'nexthop del id {random.choice(numbers)}')
+                yield words(f'nexthop replace id {numbers[0]} dev eth0 neigh selector unknown')
             else:
                 yield replace(random.choice(numbers), 'eth0', gateway)
         members, members6 = ('/'.join(map(str, random.sample(numbers, random.choice((1, 2, 4)))))

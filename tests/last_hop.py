@@ -1,0 +1,165 @@
+"""Answers by the last hop: they go to where a flow comes from, not to the gateway.
+
+On host, the route back has the selector.  The transparent proxy of proxy.py has it on its route
+to client: what answers client comes from the address that client sent to, server's or router's,
+from the SYN-ACK on.  Its routes to the servers have preserve: the connections that haproxy opens
+to them are no answers.  preserve looks for client's neighbour entry, which answers by the last
+hop do not make.
+"""
+
+import contextlib
+import socket
+
+from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, add_override,
+                 both, expect, family, inside, ip_batch, netlink_here, nft)
+from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
+                   proxied)
+from proxy import expect as expect_packets
+from traffic import expect_frames, frames_to, run_in
+
+
+# --- two routers on a LAN ---
+
+class Flow:
+    """Datagrams from server to an address of host, and the answers."""
+
+    def __init__(self, wire, source, address):
+        self.wire, fam = wire, family(address)
+        with inside('server'):
+            self.far = socket.socket(fam.number, socket.SOCK_DGRAM)
+        with inside('host'):
+            self.near = socket.socket(fam.number, socket.SOCK_DGRAM)
+        self.far.setsockopt(*TRANSPARENT[fam], 1)
+        self.far.bind((str(source), 0))
+        self.near.bind((address, PORT))
+        self.far.connect((address, PORT))
+        self.near.connect(self.far.getsockname())
+        for sock in self.far, self.near:
+            sock.settimeout(DEADLINE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.far.close()
+        self.near.close()
+
+    def expect(self, note, router):
+        """A row: a datagram arrives, and its answer leaves by a router."""
+        self.far.send(b'question')
+        try:
+            self.near.recv(100)
+            self.wire.forget()
+            self.near.send(b'answer')
+            self.far.recv(100)
+        except TimeoutError:
+            raise Failure('a question or its answer did not arrive') from None
+        frames = frames_to(self.wire, self.far.getsockname()[0])
+        return expect_frames(frames, (router, HOST), note)
+
+
+@contextlib.contextmanager
+def address_by_mbox(fam):
+    """host has one more address, and gw sends what is for it by mbox."""
+    address = f'{fam.lan}150'
+    ip_batch('host', f'address add {address} dev eth0')
+    ip_batch('gw', f'route add {address} via {fam.mbox}')
+    try:
+        yield address
+    finally:
+        ip_batch('gw', f'route delete {address}')
+        ip_batch('host', f'address delete {address} dev eth0')
+
+
+@both
+def answers(wire, prefix):
+    """last hop"""
+    fam = family(prefix)
+    add_override(prefix, 390, 'selector last-hop')
+    with address_by_mbox(fam) as address, Flow(wire, prefix[1], fam.host) as by_gw, \
+            Flow(wire, prefix[1], address) as by_mbox:
+        yield by_gw.expect(': by gw', GW)
+        yield by_mbox.expect(': by mbox', MBOX)
+        yield expect(wire.send(prefix[1]), GW, note=': opened here')
+        ip_batch('gw', f'route replace {address} dev eth0')
+        yield by_mbox.expect(': by gw from now on', GW)
+    ip_batch('host', f'nexthop delete id {fam.first + 390}')
+
+
+# --- a transparent proxy ---
+
+# Frames keep the addresses of client and server when the proxy takes them.
+BROUTE = 'ebtables-legacy -t broute -A BROUTING -p {ip} --{table}-proto tcp --{table}-{port} ' \
+         f'{PORT} -j DROP'
+RULES = '''
+table netdev proxy {{
+	chain ingress {{
+		type filter hook ingress devices = {{ {ports} }} priority 0;
+		tcp dport {port} meta pkttype set host
+		tcp sport {port} meta pkttype set host
+	}}
+}}
+table {table} proxy {{
+	chain prerouting {{
+		type filter hook prerouting priority mangle;
+		meta l4proto tcp socket transparent 1 meta mark set 1 accept
+		tcp dport {port} tproxy to :{proxy_port} meta mark set 1 accept
+	}}
+}}
+table bridge security {{
+	counter wrong {{ }}
+	chain postrouting {{
+		type filter hook postrouting priority 0;
+		{table} saddr . ether saddr . oifname {{ {owners} }} accept
+		meta l4proto {{ tcp, udp }} counter name wrong drop
+	}}
+}}
+'''
+
+
+def take_frames(ips, fam):
+    """The proxy takes packets as they are, and its bridge drops frames from the wrong owner."""
+    homes = {'client': (CLIENT, 'client'), 'near': (NEAR, 'near'), 'router': (ROUTER, 'router'),
+             'far': (ROUTER, 'router'), 'proxy': (PROXY, None)}
+    owners = ', '.join(f'{ips[name]} . {mac} . "{port}"' for name, (mac, home) in homes.items()
+                       for port in NEIGHBOURS if port != home)
+    ip, table = ('IPv6', 'ip6') if fam is IPV6 else ('IPv4', 'ip')
+    for port in 'sport', 'dport':
+        run_in(namespace('proxy'), BROUTE.format(ip=ip, table=table, port=port))
+    with inside(namespace('proxy')):
+        nft('flush ruleset')
+        nft(RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
+                         table=table, owners=owners))
+
+
+def wrong_frames():
+    """How many frames from the wrong owner the bridge has dropped."""
+    listed = run_in(namespace('proxy'), 'nft list counter bridge security wrong')
+    return int(listed.partition('packets ')[2].split()[0])
+
+
+@both
+def proxied_answers(_, prefix):
+    """proxied"""
+    with proxied(prefix) as watch:
+        ips = watch.ips
+        take_frames(ips, watch.fam)
+        # The rule drops what comes from the proxy's own address.  emit() meets client.
+        yield expect_packets(': without override',
+                             watch.emit(ips['near'], ips['client'], 'client'), None, None)
+        before = wrong_frames()
+        add_overrides(watch.fam, 'preserve')
+        with inside(namespace('proxy')):
+            netlink_here(None, f'{watch.fam.option} nexthop add id 302 dev br0 '
+                               'neigh selector last-hop')
+        ip_batch(namespace('proxy'), f'route add {ips["client"]} nhid 302 src {ips["proxy"]}')
+        for server, mac in ('near', NEAR), ('far', ROUTER):
+            moved = watch.transfer(server)
+            yield expect_packets(f': {server} to client', moved.to_client, CLIENT, mac,
+                                 moved.problem)
+            yield expect_packets(f': client to {server}', moved.to_server, mac, CLIENT)
+        yield Row(': wrong frames', '1, then 0',
+                  f'{before}, then {wrong_frames() - before}', None)
+
+
+CASES = (answers, proxied_answers)
