@@ -241,7 +241,7 @@ def usage():
     _, _, text = run('nexthop', 'help')
     for part in ('neigh OVERRIDE', 'src-lladdr LLADDR | preserve [ strict ]',
                  'via [ inet | inet6 ] ADDRESS | lladdr LLADDR',
-                 '[ selector NAME ] [ fallback ] [ counters ]'):
+                 '[ selector NAME [ cookie NUMBER ] ] [ fallback ] [ counters ]'):
         if part not in text:
             raise Failure(f'{part} is missing in: {text}')
 
@@ -307,6 +307,10 @@ REFUSALS = (
     (f'{NEXTHOP} selector last-hop-last-hop', 'Error: argument "last-hop-last-hop" is wrong: '
      '"selector" takes a name of at most 15 characters'),
     (f'{NEXTHOP} selector last-hop selector last-hop', 'Error: either "selector" is duplicate'),
+    (f'{NEXTHOP} selector last-hop cookie', 'Command line is not complete.'),
+    (f'{NEXTHOP} selector last-hop cookie x',
+     'Error: argument "x" is wrong: "cookie" takes a number'),
+    (f'{NEXTHOP} cookie 1 cookie 1', 'Error: either "cookie" is duplicate'),
     (f'{NEXTHOP} via 192.0.2.300', 'Error: any valid address is expected rather than'),
     (f'{NEXTHOP} via any', 'Error: argument "any" is wrong: "neigh via" takes an address'),
     (f'{NEXTHOP} via inet 2001:db8::9', 'Error: inet address is expected rather than'),
@@ -379,6 +383,8 @@ def selectors():
         ip(f'nexthop replace {SELECTOR} counters')
         refused_by_kernel([f'nexthop replace {SELECTOR[:-8]}{name}'
                            for name in ('fifteen-letters', 'last')], 'Error: Unknown selector.')
+        refused_by_kernel([f'nexthop replace {SELECTOR} cookie 7'],
+                          'Error: No selector that takes a cookie.')
         refused_by_kernel([f'nexthop replace {SELECTOR} preserve'],
                           'Error: Selector excludes preserve.')
         expect('kept', shows, shown('nexthop show id 1'))
