@@ -7,7 +7,8 @@
  *	counted and real instructions
  * bench udp ADDRESS BATCHES [SOURCE]
  *	send batches of datagrams, each by one sendmmsg(); print the median of
- *	the batches: time stamp counter a packet, nanoseconds a packet
+ *	the batches: time stamp counter a packet, nanoseconds a packet.  With a
+ *	SOURCE, both ports are PORT.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -102,7 +103,7 @@ static int udp_socket(int family, const char *source)
 		err(1, "socket");
 	if (!source)
 		return fd;
-	length = parse(source, 0, &address);
+	length = parse(source, PORT, &address);
 	/* For IPv6 the same bit */
 	if (setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof(on)))
 		err(1, "IP_TRANSPARENT");

@@ -1,17 +1,19 @@
 #!/usr/bin/python3
 """Count the instructions that a packet takes, case by case, in a booted kernel.
 
-usage: bench.py --list | [--rounds N] [--batches N] [--packets N] [--without GROUP]
-                PROGRAM KERNEL [CASE]...
+usage: bench.py --list | [--rounds N] [--batches N] [--packets N] [--without PATTERN]
+                PROGRAM KERNEL [CASE]... | --memory [--without PATTERN] PROGRAM KERNEL
 
 PROGRAM is tests/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
 decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
-'udp6', 'forward', 'short'.  By default all.
+'udp6', 'forward', 'short'.  By default all but those whose name has PATTERN, a regular
+expression, in it.
 
 Each round makes every case anew, in a network namespace of its own: a host with
 one Ethernet device, a gateway that only exists as a permanent neighbour entry,
 one route.  First the frame is looked at: it has to carry the addresses that the
-case is about.  Prints one JSON object a line.
+case is about.  Prints one JSON object a line.  With --memory instead sizes of slab objects,
+as bench_memory.py reads them.
 """
 
 import argparse
@@ -36,6 +38,10 @@ ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
 DESTINATIONS = {'udp': DESTINATION, 'forward': DESTINATION, 'udp6': '2001:db8:1::1'}
 ETH_P_ALL = 3
+# Of bench.c
+PORT = 2304
+# Enough to tell what each of them takes
+FLOWS = 4096
 # pktgen is run so many times; the timer's interrupts come between some of the runs.
 RUNS = 10
 # Where a packet costs more in some hosts than in others, by chance, a search in
@@ -89,9 +95,10 @@ def cases_of(where):
     def name(word):
         return f'{where}.{word}'
 
-    def case(word, kernels, text, setup, *rest, **more):
+    def case(word, kernels, text, setup, *rest, short=False, **more):
         reference, *rest = rest or ('gateway',)
-        return Case(name(word), where, kernels, text, setup, name(reference), *rest, **more)
+        return Case(name(word), where, kernels, text, setup, name(reference), *rest,
+                    short=short and where == 'udp', **more)
 
     plain = (GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
     unresolved = 'ip neigh add 192.0.2.9 nud failed dev {dev}'
@@ -228,8 +235,33 @@ def cases6():
                      OWNER_ENTRY.replace('ip', 'ip -6')), 'foreign', GW, VMAC, 2, '{each}')
 
 
+# Of connections, without a rule in the way of what is measured
+TRACK = ('nft', 'table inet t { chain c { type filter hook input priority 0; ct state new; }; }')
+
+
+def last_hop_cases():
+    """Answers to tracked flows; forwarded packets of flows whose last hop is noted."""
+    def case(name, kernels, text, setup, dst=GW, **more):
+        where = name.partition('.')[0]
+        return Case(name, where, kernels, text, setup, f'{where}.tracked', dst, **more)
+
+    for word, kernels, text, neigh, dst in (
+            ('tracked', 'ufn', 'plain, answers to tracked flows', '', GW),
+            ('last-hop', 'n', 'selector last-hop', ' neigh selector last-hop', MBOX)):
+        yield case(f'udp.{word}', kernels, text,
+                   (TRACK, GATEWAY, NEXTHOP + neigh, ROUTE, 'ask 192.0.2.2'), dst,
+                   source='192.0.2.2')
+        yield case(f'udp6.{word}', kernels, text,
+                   (IPV6, TRACK, GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}' + neigh,
+                    ROUTE6, 'ask 2001:db8::2'), dst, source='2001:db8::2', each=GATEWAYS6)
+    plain = (TRACK, GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
+    yield case('forward.tracked', 'ufn', 'plain, tracked', plain)
+    yield case('forward.last-hop', 'n', 'tracked, with selector last-hop on another route',
+               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
+
+
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
-CASES += [*flow_cases(), *cases6()]
+CASES += [*flow_cases(), *cases6(), *last_hop_cases()]
 CASES += bench_alternatives.cases(Case)
 
 
@@ -323,8 +355,20 @@ class Host:
             self.words['destination'] = rest
         elif verb == 'leg':
             self.words['destination'] = self.destination_by(rest)
+        elif verb == 'ask':
+            self.ask(rest, PORT)
         elif verb:
             command(verb, *shlex.split(rest))
+
+    def ask(self, address, ports, last=None, packets=1):
+        """Datagrams of flows come in from MBOX, to an address of this host."""
+        ends = ('src', self.words['destination']), ('dst', address)
+        lines = ['flag UDPCSUM', *(f'{end}6 {value}' for end, value in ends)] \
+            if ':' in address else \
+            [f'{end}_{edge} {value}' for end, value in ends for edge in ('min', 'max')]
+        generate('eth0', packets, 'xmit_mode netif_receive', 'pkt_size 80', f'dst_mac {HOST}',
+                 f'src_mac {MBOX}', f'udp_src_min {ports}', f'udp_src_max {last or ports}',
+                 f'udp_dst_min {PORT}', f'udp_dst_max {PORT}', *lines)
 
     def destination_by(self, gateway):
         """An address whose packets take the leg of a group that has gateway."""
@@ -367,15 +411,12 @@ def pktgen_write(name, *lines):
             file.write(line + '\n')
 
 
-def generate(destination, packets):
+def generate(device, packets, *lines):
     """Let pktgen inject packets; return the nanoseconds that it took for one."""
-    pktgen_write('kpktgend_0', 'rem_device_all', 'add_device gen0')
-    pktgen_write('gen0', f'count {packets}', 'clone_skb 0', 'pkt_size 60', 'delay 0',
-                 'flag NO_TIMESTAMP', 'dst_mac 02:00:00:00:01:02', 'src_mac 02:00:00:00:01:01',
-                 'src_min 198.51.100.2', 'src_max 198.51.100.2',
-                 f'dst_min {destination}', f'dst_max {destination}')
+    pktgen_write('kpktgend_0', 'rem_device_all', f'add_device {device}')
+    pktgen_write(device, f'count {packets}', 'clone_skb 0', 'delay 0', 'flag NO_TIMESTAMP', *lines)
     pktgen_write('pgctrl', 'start')
-    with open('/proc/net/pktgen/gen0', encoding='ascii') as file:
+    with open(f'/proc/net/pktgen/{device}', encoding='ascii') as file:
         text = file.read()
     result = re.search(r'Result: OK: .* usec, (\d+) \(.*\n *(\d+)pps', text)
     pktgen_write('kpktgend_0', 'rem_device_all')
@@ -383,6 +424,13 @@ def generate(destination, packets):
         raise Failure(f'pktgen: {text[text.find("Result"):].strip()}')
     # It tells microseconds, but computes this with nanoseconds.
     return 1e9 / int(result[2])
+
+
+def forward(destination, packets):
+    """Let packets come in that are forwarded; return the same."""
+    return generate('gen0', packets, 'pkt_size 60', 'dst_mac 02:00:00:00:01:02',
+                    'src_mac 02:00:00:00:01:01', 'src_min 198.51.100.2', 'src_max 198.51.100.2',
+                    f'dst_min {destination}', f'dst_max {destination}')
 
 
 def transmitted():
@@ -395,8 +443,8 @@ def measure(host, case, options):
     """One figure of a case that is set up: (count, nanoseconds) a packet."""
     destination = host.words['destination']
     if case.where == 'forward':
-        generate(destination, 64)
-        best = min(generate(destination, options.packets) for _ in range(RUNS))
+        forward(destination, 64)
+        best = min(forward(destination, options.packets) for _ in range(RUNS))
         return best, best
     words = [options.program, 'udp', destination, str(options.batches)]
     if case.source:
@@ -409,7 +457,7 @@ def send_one(host, case, options):
     """Send few packets of a case that is set up."""
     destination = host.words['destination']
     if case.where == 'forward':
-        generate(destination, 1)
+        forward(destination, 1)
     else:
         command(options.program, 'udp', destination, '1',
                 *([case.source.format(**host.words)] if case.source else []))
@@ -477,9 +525,41 @@ def selected(options):
     if unknown:
         sys.exit(f'bench.py: no such case: {", ".join(sorted(unknown))}')
     return [case for case in CASES
-            if letter in case.kernels and case.where != options.without and
+            if letter in case.kernels and
+            not (options.without and re.search(options.without, case.name)) and
             (not options.cases or {case.name, case.where} & set(options.cases) or
-             case.short and case.where != 'forward' and 'short' in options.cases)]
+             case.short and 'short' in options.cases)]
+
+
+def slabs():
+    """Objects in use and their size, of each cache."""
+    with open('/proc/slabinfo', encoding='ascii') as file:
+        lines = [line.split() for line in file.read().splitlines()[2:]]
+    return {line[0]: (int(line[1]), int(line[3])) for line in lines}
+
+
+def flow_bytes(neigh, accounting):
+    """What a flow takes that this host answers."""
+    with Host('udp') as host:
+        write('netfilter/nf_conntrack_acct', accounting)
+        host.words['destination'] = DESTINATION
+        for line in (TRACK, GATEWAY, NEXTHOP + neigh, ROUTE):
+            host.run(line)
+        before = slabs()
+        host.ask('192.0.2.2', 10000, 10000 + FLOWS - 1, FLOWS)
+        return sum(size * round((used - before[name][0]) / FLOWS)
+                   for name, (used, size) in slabs().items() if name in before)
+
+
+def print_memory(options):
+    """Of a route, and of flows without and with an extension of their own."""
+    with open('/sys/kernel/slab/rtable/slab_size', encoding='ascii') as file:
+        print(options.kernel, 'rtable-slab', file.read().strip())
+    for accounting, name in enumerate(('flow', 'flow-acct')):
+        print(options.kernel, name, flow_bytes('', accounting))
+        if options.kernel == 'on' and 'last-hop' not in options.without:
+            print(options.kernel, f'{name}.last-hop',
+                  flow_bytes(' neigh selector last-hop', accounting))
 
 
 class ListCases(argparse.Action):
@@ -497,11 +577,14 @@ def main():
     parser.add_argument('--batches', type=int, default=51)
     parser.add_argument('--packets', type=int, default=500)
     parser.add_argument('--list', action=ListCases, nargs=0)
-    parser.add_argument('--without')
+    parser.add_argument('--memory', action='store_true')
+    parser.add_argument('--without', default='')
     parser.add_argument('program')
     parser.add_argument('kernel', choices=('unpatched', 'off', 'on'))
     parser.add_argument('cases', nargs='*')
     options = parser.parse_args()
+    if options.memory:
+        return print_memory(options)
 
     counted, real = map(int, command(options.program, 'counter').split())
     print(json.dumps({'counted': counted, 'real': real, 'kernel': options.kernel,
