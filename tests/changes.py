@@ -10,10 +10,10 @@ import socket
 import threading
 import time
 
-from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, VMAC, Failure, Row, both, expect, family,
+from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Failure, Row, both, expect, family,
                  flow, inside, ip, ip_batch, nl, write)
-from traffic import (KINDS, LOOP, NEAR, NEW, Cable, Flood, await_request, expect_steps, outcome,
-                     run_in, sightings, sink, to_its_end, to_sink)
+from traffic import (KINDS, LOOP, NEAR, NEW, Cable, Flood, await_request, counters_of_host,
+                     discarded, expect_steps, outcome, run_in, sightings, sink, to_its_end, to_sink)
 
 REFUSED = os.strerror(errno.EINVAL)
 BURST = 32          # datagrams: less than a socket has room for
@@ -38,17 +38,6 @@ def repeated(change):
         thread.join()
 
 
-def discarded(snmp):
-    """The packets that host has not sent, because their route was freed just then."""
-    snmp.seek(0)
-    lines = [line.split() for line in snmp if line.startswith('Ip')]
-    # IPv6 has a line for each counter.
-    counted = dict(zip(*lines) if lines[0][0] == 'Ip:' else lines)
-    requests, transmits = (int(value) for name, value in counted.items()
-                           if name.endswith(('OutRequests', 'OutTransmits')))
-    return requests - transmits
-
-
 def send_burst(wire, sock, first, snmp):
     """Send datagrams; return how many nobody knows the fate of."""
     before = discarded(snmp)
@@ -68,11 +57,8 @@ def under_traffic(wire, address, states, change):
     output.  That happens to plain routes, too; it is counted.
     """
     seen, legal, lost, sent = collections.Counter(), {*states.values()}, 0, 0
-    with inside('host'):
-        snmp = open({IPV4: '/proc/net/snmp', IPV6: '/proc/net/snmp6'}[family(address)],
-                    encoding='ascii')       # pylint: disable=R1732
     wire.captured('host')
-    with snmp, flow(address) as sock, repeated(change):
+    with counters_of_host(address) as snmp, flow(address) as sock, repeated(change):
         before, started = discarded(snmp), time.monotonic()
         while (time.monotonic() < started + LOOP or
                not seen.keys() >= legal and time.monotonic() < started + 10 * DEADLINE):

@@ -380,3 +380,21 @@ def expect_steps(flood, address, note, *steps):
         if len(seen) != len(steps) and number == len(steps) - 1:
             problem = f'seen, one after another: {seen}'
         yield Row(note + name, step, seen[number] if number < len(seen) else (None, None), problem)
+
+
+def counters_of_host(address):
+    """The IP counters of host, for discarded()."""
+    with inside('host'):
+        return open({IPV4: '/proc/net/snmp', IPV6: '/proc/net/snmp6'}[family(address)],
+                    encoding='ascii')
+
+
+def discarded(snmp):
+    """The packets that host has not sent, because their route was freed just then."""
+    snmp.seek(0)
+    lines = [line.split() for line in snmp if line.startswith('Ip')]
+    # IPv6 has a line for each counter.
+    counted = dict(zip(*lines) if lines[0][0] == 'Ip:' else lines)
+    requests, transmits = (int(value) for name, value in counted.items()
+                           if name.endswith(('OutRequests', 'OutTransmits')))
+    return requests - transmits
