@@ -69,7 +69,8 @@ check_links() {
 of_this_base() {
 	local line
 	while IFS= read -r line; do
-		[[ $line == F:* && $line != *[*?]* && -z $(tree_git ls-tree "$BRANCH" -- "${line#F:$'\t'}") ]] || echo "$line"
+		[[ $line == F:* && -z $(tree_git log -1 --format=%h "$BRANCH" -- ":(glob)${line#F:$'\t'}") ]] ||
+			echo "$line"
 	done
 }
 
