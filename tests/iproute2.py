@@ -408,7 +408,7 @@ NO_LINK = IS_OFF if OFF else 'Error: Unsupported address family in RTA_VIA.'
 def without_overrides():
     """refused: every override of a nexthop"""
     return refused_by_kernel([f'nexthop {verb} {words}' for words, *_ in combinations()
-                            for verb in ('add', 'replace')], NO_OVERRIDE)
+                              for verb in ('add', 'replace')], NO_OVERRIDE)
 
 
 def without_replacement():
@@ -420,9 +420,9 @@ def without_replacement():
 def without_link():
     """refused: link-layer nexthops of routes and legs"""
     return refused_by_kernel([f'{ROUTE} via link {MAC} dev eth0',
-                            f'route replace default via link {MAC} dev eth0',
-                            f'{ROUTE} nexthop via 192.0.2.1 dev eth0 '
-                            f'nexthop via link {MAC} dev eth0'], NO_LINK)
+                              f'route replace default via link {MAC} dev eth0',
+                              f'{ROUTE} nexthop via 192.0.2.1 dev eth0 '
+                              f'nexthop via link {MAC} dev eth0'], NO_LINK)
 
 
 # --- routes ---
