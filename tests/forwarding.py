@@ -58,13 +58,13 @@ def mbox_forwards(wire, prefix):
 
 
 @contextlib.contextmanager
-def balanced(service, server):
-    """Direct routing on host: what goes to service is sent to server, as it is."""
+def balanced(service, server, method='gatewaying'):
+    """IPVS on host sends what is for service to server, by default as it is."""
     service, server = (f'[{address}]:{PORT}' if family(address) is IPV6 else f'{address}:{PORT}'
                        for address in (service, server))
     run_in('host', f'ipvsadm -A -u {service} -s rr')
     try:
-        run_in('host', f'ipvsadm -a -u {service} -r {server} -g')
+        run_in('host', f'ipvsadm -a -u {service} -r {server} --{method}')
         yield
     finally:
         run_in('host', f'ipvsadm -D -u {service}')

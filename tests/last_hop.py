@@ -11,7 +11,8 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, add_override,
-                 both, expect, family, inside, ip_batch, netlink_here, nft)
+                 both, expect, family, inside, ip, ip_batch, netlink_here, nft, nl, write)
+from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
 from proxy import expect as expect_packets
@@ -21,17 +22,17 @@ from traffic import expect_frames, frames_to, run_in
 # --- two routers on a LAN ---
 
 class Flow:
-    """Datagrams from server to an address of host, and the answers."""
+    """Datagrams from server to an address of host, and the answers, which another can give."""
 
-    def __init__(self, wire, source, address):
+    def __init__(self, wire, source, address, by=None):
         self.wire, fam = wire, family(address)
         with inside('server'):
             self.far = socket.socket(fam.number, socket.SOCK_DGRAM)
-        with inside('host'):
+        with inside('mbox' if by else 'host'):
             self.near = socket.socket(fam.number, socket.SOCK_DGRAM)
         self.far.setsockopt(*TRANSPARENT[fam], 1)
         self.far.bind((str(source), 0))
-        self.near.bind((address, PORT))
+        self.near.bind((by or address, PORT))
         self.far.connect((address, PORT))
         self.near.connect(self.far.getsockname())
         for sock in self.far, self.near:
@@ -84,6 +85,22 @@ def answers(wire, prefix):
         ip_batch('gw', f'route replace {address} dev eth0')
         yield by_mbox.expect(': by gw from now on', GW)
     ip_batch('host', f'nexthop delete id {fam.first + 390}')
+
+
+@both
+def balanced_answers(wire, prefix):
+    """last hop: IPVS"""
+    fam = family(prefix)
+    nexthop = f'id {fam.first + 391}'
+    nl(f'nexthop add {nexthop} via {fam.mbox} dev eth0 neigh selector last-hop')
+    ip(f'route add {prefix[1]} nhid {fam.first + 391}')
+    ip_batch('mbox', f'route add {prefix[1]} via {fam.host}')
+    with balanced(fam.host, fam.mbox, 'masquerading'):
+        with inside('host'):
+            write('/proc/sys/net/ipv4/vs/conntrack', 1)
+        with Flow(wire, prefix[1], fam.host, fam.mbox) as served:
+            yield served.expect('', GW)
+    ip(f'nexthop delete {nexthop}')
 
 
 # --- a transparent proxy ---
@@ -162,4 +179,4 @@ def proxied_answers(_, prefix):
                   f'{before}, then {wrong_frames() - before}', None)
 
 
-CASES = (answers, proxied_answers)
+CASES = (answers, balanced_answers, proxied_answers)
