@@ -1,15 +1,17 @@
 #!/usr/bin/python3
 """Traffic of every kind by overrides on all CPUs, while everything that they hang on changes.
 
-usage: stress.py [--seconds N] [--seed N]
+usage: stress.py [--seconds N] [--seed N] [--faults]
 
 Runs in a guest of scripts/boot, on the LAN of lab.py.  Each worker is a process of its own in
 a host's namespace: senders count packets, changers what the kernel took of their changes.  In
 the end all namespaces go, and no override may be left.  Exit status 1: something is left.
+With --faults, one of a hundred allocations of the kernel fails, whoever makes it.
 """
 
 import argparse
 import contextlib
+import itertools
 import mmap
 import os
 import random
@@ -18,6 +20,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lab
 import netlink
@@ -39,6 +42,11 @@ NEIGHS6 = tuple(words for words in NEIGHS if '192' not in words)
 OBJECTS, OBJECTS6, GROUP, RESILIENT, GROUP6 = range(1, 9), range(9, 17), 100, 101, 102
 ALLOCINFO = '/proc/allocinfo'
 TRACING = '/sys/kernel/tracing'
+DEBUG = '/sys/kernel/debug'
+FAULTS = 10**9      # at most
+PATIENCE = 30       # seconds
+# User-mode Linux panics when it has none for its own page tables.
+CACHES = 'kmalloc-*', 'skbuff_*', 'ip*_dst_cache', 'ip_fib_*', 'fib6_node', 'nf_*'
 
 
 def enter(name):
@@ -55,6 +63,8 @@ def in_child(work):
         try:
             work()
             status = 0
+        except Worker.tolerated:
+            pass
         except Exception as error:      # pylint: disable=broad-except
             print(f'stress: {error!r}', flush=True)
         finally:
@@ -67,6 +77,7 @@ class Worker:
 
     counters = mmap.mmap(-1, 4096)
     number = pid = 0
+    tolerated = ()
 
     def __init__(self, kind, name, work):
         self.kind, self.name, self.work = kind, name, work
@@ -80,11 +91,13 @@ class Worker:
     def run(self, seed, end):
         """What the process does."""
         random.seed(seed + self.offset)
-        enter(self.name)
-        for count in self.work():
-            self.count(count)
-            if time.monotonic() > end:
-                return
+        while time.monotonic() < end:
+            with contextlib.suppress(*self.tolerated):
+                enter(self.name)
+                for count in self.work():
+                    self.count(count)
+                    if time.monotonic() > end:
+                        return
 
     def count(self, more):
         """Add to what was done."""
@@ -175,8 +188,9 @@ def tapped():
 
 def batch(*lines):
     """Lines of 'ip' where we are, each by itself; how many were taken."""
+    # With --faults, an answer can be lost.
     done = subprocess.run(['ip', '-force', '-batch', '-'], input='\n'.join(lines), text=True,
-                          capture_output=True, check=False)
+                          capture_output=True, check=False, timeout=PATIENCE)
     return len(lines) - done.stderr.count('Command failed')
 
 
@@ -263,7 +277,8 @@ def flowtables():
                     ip saddr 192.0.2.9 masquerade; } }'''
     while True:
         for text, pause in ((rules, 1), ('flush ruleset', 0.1)):
-            yield not subprocess.run(['nft', text], check=False, capture_output=True).returncode
+            yield not subprocess.run(['nft', text], check=False, capture_output=True,
+                                     timeout=PATIENCE).returncode
             time.sleep(pause)
 
 
@@ -403,8 +418,7 @@ def overrides_left():
 
 def what_is_left():
     """Delete the namespaces; the reasons for a complaint."""
-    for name in 'host', 'gw', 'mbox', 'server', 'lan':
-        lab.ip_batch(None, f'netns del {name}')
+    batch(*(f'netns del {name}' for name in ('host', 'gw', 'mbox', 'server', 'lan', 'away')))
     deadline = time.monotonic() + 60
     while overrides_left() and time.monotonic() < deadline:
         time.sleep(1)
@@ -416,6 +430,34 @@ def mount(kind, where):
     """A file system of the kernel's, unless it is there."""
     if not os.path.ismount(where):
         subprocess.run(['mount', '-t', kind, 'none', where], check=True)
+
+
+def inject_faults(interval):
+    """One of so many allocations from CACHES, or of more than one page, fails; 0: none."""
+    for name in 'failslab', 'fail_page_alloc':
+        for file, value in (('interval', interval), ('probability', 50 if interval else 0)):
+            written = 0
+            while not written:
+                with contextlib.suppress(OSError):
+                    written = Path(f'{DEBUG}/{name}/{file}').write_text(f'{value}', 'ascii')
+
+
+def faults_injected():
+    """How many allocations have failed."""
+    return sum(FAULTS - int(Path(f'{DEBUG}/{name}/times').read_text('ascii'))
+               for name in ('failslab', 'fail_page_alloc'))
+
+
+def prepare_faults():
+    """Which ones may fail, without a line in the log for each."""
+    mount('debugfs', DEBUG)
+    for name in 'failslab', 'fail_page_alloc':
+        for file, value in ('ignore-gfp-wait', 'N'), ('verbose', '0'), ('times', str(FAULTS)):
+            Path(f'{DEBUG}/{name}/{file}').write_text(value, 'ascii')
+    Path(f'{DEBUG}/failslab/cache-filter').write_text('Y', 'ascii')
+    for cache in itertools.chain(*map(Path('/sys/kernel/slab').glob, CACHES)):
+        (cache / 'failslab').write_text('1', 'ascii')
+    Worker.tolerated = OSError, MemoryError, subprocess.TimeoutExpired
 
 
 def prepare():
@@ -438,14 +480,19 @@ def main():
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
     parser.add_argument('--seconds', type=int, default=60)
     parser.add_argument('--seed', type=int, default=1)
+    parser.add_argument('--faults', action='store_true')
     options = parser.parse_args()
     prepare()
     begun = time.monotonic()
     workers = [Worker(kind, name, work)
                for kind, jobs in (('packets', SENDERS), ('clones', LISTENERS),
                                   ('changes', CHANGERS)) for name, work in jobs]
+    if options.faults:
+        prepare_faults()
     for worker in workers:
         worker.start(options.seed, begun + options.seconds)
+    if options.faults:
+        inject_faults(50)
 
     def summary():
         done = {kind: sum(worker.done() for worker in workers if worker.kind == kind)
@@ -456,6 +503,9 @@ def main():
         time.sleep(10)
         print(f'  {summary()}', flush=True)
     said = summary()
+    if options.faults:
+        inject_faults(0)
+        said += f', {faults_injected()} faults'
     problems = [f'{worker.work.__name__} did not come to its end' for worker in workers
                 if os.waitpid(worker.pid, 0)[1]]
     problems += [f'{worker.work.__name__} did nothing' for worker in workers if not worker.done()]
