@@ -450,7 +450,6 @@ def faults_injected():
 
 def prepare_faults():
     """Which ones may fail, without a line in the log for each."""
-    mount('debugfs', DEBUG)
     for name in 'failslab', 'fail_page_alloc':
         for file, value in ('ignore-gfp-wait', 'N'), ('verbose', '0'), ('times', str(FAULTS)):
             Path(f'{DEBUG}/{name}/{file}').write_text(value, 'ascii')
@@ -465,6 +464,7 @@ def prepare():
     if not os.path.exists(ALLOCINFO):
         sys.exit(f'stress: this kernel has no {ALLOCINFO}: see configs/debug.config')
     mount('tracefs', TRACING)
+    mount('debugfs', DEBUG)
     lab.set_up()
     lab.ip_batch('host', *(f'neigh replace {address} lladdr 02:00:00:00:00:50 dev eth0'
                            for address in (FOREIGN, FOREIGN6)))
@@ -487,6 +487,8 @@ def main():
     workers = [Worker(kind, name, work)
                for kind, jobs in (('packets', SENDERS), ('clones', LISTENERS),
                                   ('changes', CHANGERS)) for name, work in jobs]
+    with contextlib.suppress(OSError):
+        Path(f'{DEBUG}/kcsan').write_text('on', 'ascii')
     if options.faults:
         prepare_faults()
     for worker in workers:
