@@ -31,8 +31,7 @@ import time
 from ipaddress import ip_address
 
 import bench_alternatives
-from lab import GW, HOST, MBOX, VMAC, Failure, inside
-import netlink
+from lab import GW, HOST, IP, MBOX, VMAC, Failure, inside
 
 ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
@@ -65,7 +64,7 @@ Case = collections.namedtuple(
 
 GATEWAY = 'ip neigh add 192.0.2.1 lladdr {gw} nud permanent dev {dev}'
 OTHER = 'ip neigh add 192.0.2.9 lladdr {mbox} nud permanent dev {dev}'
-NEXTHOP = 'nl nexthop add id 1 via 192.0.2.1 dev {dev}'
+NEXTHOP = 'ip nexthop add id 1 via 192.0.2.1 dev {dev}'
 ROUTE = 'ip route add 203.0.113.0/24 nhid 1'
 IPV6 = 'ipv6'
 GATEWAYS6 = ('2001:db8::9', '2001:db8::1a', '2001:db8::2b', '2001:db8::3c')
@@ -115,8 +114,8 @@ def cases_of(where):
     yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *plain), 'macvlan',
                GW, VMAC)
     yield case('ecmp', 'ufn', 'plain ECMP group of two',
-               (GATEWAY, 'nl nexthop add id 2 via 192.0.2.1 dev {dev}',
-                'nl nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
+               (GATEWAY, 'ip nexthop add id 2 via 192.0.2.1 dev {dev}',
+                'ip nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
                 ROUTE, 'leg 192.0.2.1'), 'ecmp')
     if where == 'udp':
         yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
@@ -124,7 +123,7 @@ def cases_of(where):
 
     # In a table of its own: the trie that packets go through stays the same.
     yield case('other', 'n', 'an override on another route',
-               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+               (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
                 'ip route add 203.0.113.0/24 table 9 nhid 9'), short=True)
     yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
                short=True)
@@ -145,8 +144,8 @@ def cases_of(where):
     yield case('macvlan-lladdr', 'n', 'lladdr, macvlan', lladdr(MACVLAN), 'macvlan', MBOX,
                VMAC, 0)
     yield case('ecmp-lladdr', 'n', 'ECMP group of two with lladdr',
-               ('nl nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
-                'nl nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
+               ('ip nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+                'ip nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
                 'ip nexthop add id 1 group 2/3', ROUTE, 'leg 192.0.2.1'), 'ecmp', MBOX, HOST, 0)
     yield case('fallback-idle', 'n', 'via4 + fallback, not active',
                over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX, short=True)
@@ -206,16 +205,16 @@ def cases6():
                     *frame, each=each, **more)
 
     def over6(neigh, *before, gateway='2001:db8::1'):
-        return (*before, f'nl nexthop add id 1 via {gateway} dev {{dev}} neigh {neigh}', ROUTE6)
+        return (*before, f'ip nexthop add id 1 via {gateway} dev {{dev}} neigh {neigh}', ROUTE6)
 
     yield case('gateway', 'ufn', 'plain route via a gateway', PLAIN6, 'gateway', short=True)
     yield case('gateway-nhid', 'ufn', 'the same by a nexthop object',
-               (GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}', ROUTE6), 'gateway-nhid',
+               (GATEWAY6, 'ip nexthop add id 1 via {each} dev {dev}', ROUTE6), 'gateway-nhid',
                short=True)
     yield case('foreign', 'ufn', 'plain, packets with a foreign source address', PLAIN6,
                'foreign', source='2001:db8:2::7')
     yield case('other', 'n', 'an override on another route',
-               (*PLAIN6, 'nl nexthop add id 9 via {each} dev {dev} neigh lladdr {mbox}',
+               (*PLAIN6, 'ip nexthop add id 9 via {each} dev {dev} neigh lladdr {mbox}',
                 'ip -6 route add 2001:db8:1::/48 table 9 nhid 9'), 'gateway', short=True)
     yield case('via6', 'n', 'via6', over6('via inet6 {each}', V6_ENTRY), 'gateway-nhid', MBOX,
                short=True)
@@ -252,12 +251,12 @@ def last_hop_cases():
                    (TRACK, GATEWAY, NEXTHOP + neigh, ROUTE, 'ask 192.0.2.2'), dst,
                    source='192.0.2.2')
         yield case(f'udp6.{word}', kernels, text,
-                   (IPV6, TRACK, GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}' + neigh,
+                   (IPV6, TRACK, GATEWAY6, 'ip nexthop add id 1 via {each} dev {dev}' + neigh,
                     ROUTE6, 'ask 2001:db8::2'), dst, source='2001:db8::2', each=GATEWAYS6)
     plain = (TRACK, GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
     yield case('forward.tracked', 'ufn', 'plain, tracked', plain)
     yield case('forward.last-hop', 'n', 'tracked, with selector last-hop on another route',
-               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
+               (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
 
 
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
@@ -337,9 +336,7 @@ class Host:
             command(*line)
             return
         verb, _, rest = line.format(**self.words).partition(' ')
-        if verb == 'nl':
-            netlink.run(rest.split())
-        elif verb == 'device':
+        if verb == 'device':
             name, _, rest = rest.partition(' ')
             command('ip', *rest.split())
             command('ip', '-batch', '-', given='\n'.join((
@@ -357,6 +354,8 @@ class Host:
             self.words['destination'] = self.destination_by(rest)
         elif verb == 'ask':
             self.ask(rest, PORT)
+        elif verb == 'ip':
+            command(IP, *rest.split())
         elif verb:
             command(verb, *shlex.split(rest))
 
@@ -605,7 +604,7 @@ def main():
                 bests[case.name] = min(best[0], bests.get(case.name, best[0]))
                 line |= {'count': best[0], 'nanoseconds': best[1],
                          'tries': [count for count, _ in results]}
-            except (Failure, netlink.KernelError, OSError) as error:
+            except (Failure, OSError) as error:
                 failed.add(case.name)
                 line |= {'failed': str(error)}
             print(json.dumps(line), flush=True)

@@ -21,17 +21,18 @@ import collections
 import contextlib
 import ctypes
 import ipaddress
+import pathlib
 import select
 import socket
 import subprocess
 import time
 
-import netlink
-
 HOST, GW, MBOX = '02:00:00:00:00:02', '02:00:00:00:00:01', '02:00:00:00:00:09'
 VMAC = '00:00:5e:00:01:07'
 LEGEND = {'host': HOST, 'gw': GW, 'mbox': MBOX, 'virtual router': VMAC}
 
+# It knows overrides: scripts/iproute2 builds it.
+IP = str(pathlib.Path(__file__).resolve().parents[1] / 'build/iproute2/ip/ip')
 LIBC = ctypes.CDLL(None, use_errno=True)
 # Behind server; each case has a part of them for itself, of each of its families.
 NETWORKS = tuple(map(ipaddress.ip_network, ('203.0.113.0/24', '198.51.100.128/25')))
@@ -68,8 +69,7 @@ IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, 'fe80::ff:fe00:', '2001:d
 # <linux/in.h>, <linux/in6.h>
 TRANSPARENT = {IPV4: (socket.IPPROTO_IP, 19), IPV6: (socket.IPPROTO_IPV6, 75)}
 
-# arp: the ARP packets, or what IPv6 has instead, that passed between sending and the frame
-Frame = collections.namedtuple('Frame', 'dst src arp problem')
+Frame = collections.namedtuple('Frame', 'dst src problem')
 # expected, seen: (dst, src) or a text; expected is None: seen says why it was not checked
 Row = collections.namedtuple('Row', 'note expected seen problem')
 
@@ -133,7 +133,7 @@ def write(path, value):
 
 def ip_batch(name, *lines):
     """Run lines of 'ip' in a namespace."""
-    command = ['ip', *(['-n', name] if name else []), '-batch', '-']
+    command = [IP, *(['-n', name] if name else []), '-batch', '-']
     done = subprocess.run(command, input='\n'.join(lines), text=True,
                           capture_output=True, check=False)
     if done.returncode:
@@ -195,22 +195,13 @@ def not_router6(name):
 
 
 def ip(line):
-    """Run a line of stock 'ip' on host; return what it prints."""
-    done = subprocess.run(['ip', '-n', 'host', *line.split()], text=True,
-                          capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(f'ip {line}: {done.stderr.strip()}')
-    return done.stdout
+    """Run a line of 'ip' on host; return what it prints."""
+    return ip_in('host', line)
 
 
 def nobody(fam):
     """An address on the LAN that nobody has."""
     return f'{fam.lan}237'
-
-
-def all_of(fam):
-    """The prefix of the LAN."""
-    return f'{fam.lan}0/{fam.length}'
 
 
 def know(*addresses, state='reachable'):
@@ -237,30 +228,22 @@ def nft(rules):
         raise Failure(f'nft: {done.stderr.strip()}')
 
 
-def nl(line):
-    """Run a line of netlink.py on host; return what it prints."""
-    with inside('host'):
-        try:
-            return '\n'.join(netlink.run(line.split()))
-        except netlink.KernelError as error:
-            raise Failure(f'netlink.py {line}: {error}') from error
+def ip_in(name, line):
+    """Run a line of 'ip' in a namespace, or where we are; return what it prints."""
+    done = subprocess.run([IP, *(['-n', name] if name else []), *line.split()], text=True,
+                          capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'ip {line}: {done.stderr.strip()}')
+    return done.stdout
 
 
-def netlink_here(_, line):
-    """Run a line of netlink.py where we are."""
-    return '\n'.join(netlink.run(line.split()))
+netlink_here = ip_in    # as last_hop calls it
 
 
 def refusal(name, line):
-    """Why a line of 'ip', or of netlink.py if it has a 'neigh', is refused in a namespace."""
+    """Why a line of 'ip' is refused in a namespace."""
     try:
-        if ' neigh ' in line:
-            with inside(name) if name else contextlib.nullcontext():
-                netlink_here(name, line)
-        else:
-            ip_batch(name, line)
-    except netlink.KernelError as error:
-        return str(error).partition(': ')[2]
+        ip_batch(name, line)
     except Failure as error:
         return str(error).removeprefix('Error: ').removesuffix('.')
     return 'not refused'
@@ -364,12 +347,11 @@ class Wire:
         places = [place for place, (what, _, from_host) in enumerate(frames)
                   if what == wanted and from_host == (port == 'host')]
         if not places:
-            return Frame(None, None, [], 'no frame on the wire')
+            return Frame(None, None, 'no frame on the wire')
         if len(places) > 1:
             problem = f'it was {len(places)} times on the wire'
-        arp = [what for what, _, _ in frames[:places[0]] if what and what[0] in ('ARP', 'ND')]
         data = frames[places[0]][1]
-        return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
+        return Frame(data[0:6].hex(':'), data[6:12].hex(':'), problem)
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""
@@ -391,27 +373,18 @@ def expect(frame, dst, src=HOST, note=''):
     return Row(note, (dst, src), (frame.dst, frame.src), frame.problem)
 
 
-def expect_spread(wire, prefix, note, *legs):
-    """A row for each of the legs that packets to a prefix are spread over."""
-    seen = {}
-    for address in [*prefix] * 8:
-        frame = wire.send(address)
-        if frame.problem or (frame.dst, frame.src) not in seen:
-            seen[frame.dst, frame.src] = frame
-        if frame.problem or address == prefix[-1] and seen.keys() >= {*legs}:
-            break
-    for number, leg in enumerate(legs, 1):
-        frame = seen.pop(leg, Frame(None, None, [], 'no packet went this way'))
-        yield expect(frame, *leg, f'{note} {number}')
-    for frame in seen.values():
-        yield expect(frame, None, None, f'{note} ?')
-
-
 def add_override(prefix, number, neigh):
     """A route by a nexthop object that has the gateway and an override."""
     fam = family(prefix)
-    nl(f'nexthop add id {fam.first + number} via {fam.gw} dev eth0 neigh {neigh}')
+    ip(f'nexthop add id {fam.first + number} via {fam.gw} dev eth0 neigh {neigh}')
     ip(f'route add {prefix} nhid {fam.first + number}')
+
+
+def stat(number, word, name='host'):
+    """A counter of a nexthop."""
+    shown = ip_in(name, f'-statistics nexthop show id {number}')
+    words = shown.partition(' neigh stats: ')[2].split()
+    return int(words[words.index(word) + 1])
 
 
 def sum_up(results):
