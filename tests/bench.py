@@ -12,8 +12,7 @@ expression, in it.
 Each round makes every case anew, in a network namespace of its own: a host with
 one Ethernet device, a gateway that only exists as a permanent neighbour entry,
 one route.  First the frame is looked at: it has to carry the addresses that the
-case is about.  Prints one JSON object a line.  With --memory instead sizes of slab objects,
-as bench_memory.py reads them.
+case is about.  Prints one JSON object a line.  With --memory instead sizes of slab objects.
 """
 
 import argparse
@@ -439,17 +438,15 @@ def transmitted():
 
 
 def measure(host, case, options):
-    """One figure of a case that is set up: (count, nanoseconds) a packet."""
+    """The count of a packet, of a case that is set up."""
     destination = host.words['destination']
     if case.where == 'forward':
         forward(destination, 64)
-        best = min(forward(destination, options.packets) for _ in range(RUNS))
-        return best, best
+        return min(forward(destination, options.packets) for _ in range(RUNS))
     words = [options.program, 'udp', destination, str(options.batches)]
     if case.source:
         words.append(case.source.format(**host.words))
-    count, nanoseconds = command(*words).split()
-    return float(count), float(nanoseconds)
+    return float(command(*words))
 
 
 def send_one(host, case, options):
@@ -476,7 +473,7 @@ def ballast(number):
 
 
 def try_case(case, each, options, number):
-    """A case in a host of its own: (count, nanoseconds) a packet."""
+    """The count of a packet, in a host of its own."""
     with ballast(number), Host(case.where) as host:
         host.prepare(case, each)
         seen = host.frame(case, functools.partial(send_one, host, case, options))
@@ -511,7 +508,7 @@ def run_case(case, options, best):
     for number in range(tries):
         each = case.each[number % len(case.each)]
         results.append(try_case(case, each, options, number // len(case.each)))
-        if best is not None and results[-1][0] <= best + SAME:
+        if best is not None and results[-1] <= best + SAME:
             break
     return results
 
@@ -601,9 +598,8 @@ def main():
             try:
                 results = run_case(case, options, bests.get(case.name))
                 best = min(results)
-                bests[case.name] = min(best[0], bests.get(case.name, best[0]))
-                line |= {'count': best[0], 'nanoseconds': best[1],
-                         'tries': [count for count, _ in results]}
+                bests[case.name] = min(best, bests.get(case.name, best))
+                line |= {'count': best, 'tries': results}
             except (Failure, OSError) as error:
                 failed.add(case.name)
                 line |= {'failed': str(error)}
