@@ -268,7 +268,6 @@ parse_options() {
 		-h|--help) usage; exit 0 ;;
 		--base) [ $# -ge 2 ] || die "--base wants a value (${ALL_BASES[*]})"
 			base=$2; shift ;;
-		--base=*) base=${1#--base=} ;;
 		--) ARGS+=("$@"); break ;;
 		*) ARGS+=("$1") ;;
 		esac
