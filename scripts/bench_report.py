@@ -16,7 +16,6 @@ were compared.
 
 import argparse
 import json
-import math
 import statistics
 import sys
 
@@ -28,8 +27,6 @@ SCALE_LIMITS = {'distinct': 1.25, 'shared': 1.05}
 # They hold for what has to be done for the routes, their nexthop objects included.
 SCALE_LIMITED = {'load': ('load-nexthops', 'load-routes'), 'look up': ('lookup-churn',),
                  'dump': ('dump-nexthops', 'dump-routes')}
-# Growth from the smallest to the largest number may differ by this, in the exponent.
-SLOPE_LIMIT = 0.05
 # A gateway and an override are more to parse and dump than a gateway: for information.
 UNLIMITED = ('both',)
 PHASES = ('load-nexthops', 'load-routes', 'dump-nexthops', 'dump-routes', 'lookup-churn',
@@ -210,29 +207,8 @@ def scale_row(line, base):
             *(cell(ratios.get(phase), '.3f') for phase in PHASES), ' / '.join(memory)), problems
 
 
-def slope(small, large, phases):
-    """How the instructions of some phases grow with the number: log-log."""
-    before, after = (sum(line.get(phase, 0) for phase in phases) for line in (small, large))
-    return before and math.log(after / before) / math.log(large['nexthops'] / small['nexthops'])
-
-
-def scale_slope(small, large):
-    """The growth of one kind."""
-    return (f'{small["nexthops"]}–{large["nexthops"]}', 'slope', small['scale'], '',
-            *(cell(slope(small, large, (phase,)) if phase in large else None, '.3f')
-              for phase in PHASES), '')
-
-
-def too_steep(ends, reference):
-    """What grows faster with one kind than with another; both are (small, large)."""
-    for what, phases in SCALE_LIMITED.items():
-        grows, usual = slope(*ends, phases), slope(*reference, phases)
-        if grows > usual + SLOPE_LIMIT:
-            yield f'scale {ends[0]["scale"]}, {what}: slope {grows:.3f}, not {usual:.3f}'
-
-
 def scale(lines):
-    """Ratios of what was counted, and the slopes, as a table; and what is too much."""
+    """Ratios of what was counted as a table; and what is too much."""
     rows, problems = [('nexthops', 'routes', 'kind', 'over', *PHASES, 'bytes')], []
     found = {(line['scale'], line['nexthops'], line['routes']): line for line in lines}
     for (kind, nexthops, routes), line in found.items():
@@ -240,14 +216,6 @@ def scale(lines):
             row, more = scale_row(line, found[line['reference'], nexthops, routes])
             rows.append(row)
             problems += more
-    ends = {}
-    for kind in dict.fromkeys(line['scale'] for line in lines):
-        sizes = sorted(nexthops for name, nexthops, routes in found
-                       if name == kind and nexthops == routes)
-        if len(sizes) > 1:
-            ends[kind] = [found[kind, size, size] for size in (sizes[0], sizes[-1])]
-            rows.append(scale_slope(*ends[kind]))
-            problems += too_steep(ends[kind], ends[ends[kind][0]['reference']])
     return rows, problems
 
 

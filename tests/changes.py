@@ -10,8 +10,8 @@ import socket
 import threading
 import time
 
-from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Failure, Row, both, expect, family, flow,
-                 inside, ip, ip_batch, write)
+from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Failure, Row, both, expect, family, flow, inside,
+                 ip, ip_batch)
 from traffic import (LOOP, NEAR, NEW, Cable, counters_of_host, discarded, outcome, run_in,
                      sightings, to_sink)
 
@@ -153,11 +153,6 @@ def carrier(_, prefix):
         cables = [stack.enter_context(Cable(number=number, fam=fam)) for number in (0, 1)]
         # The ports of the senders spread them over the legs.
         socks = [stack.enter_context(to_sink(prefix[1])) for _ in range(16)]
-        with inside('host'):
-            for name in 'life0', 'life1':
-                conf = f'/proc/sys/net/ipv{fam.option[1]}/conf/{name}'
-                write(f'{conf}/ignore_routes_with_linkdown', 1)
-
         legs = (0, MBOX, NEAR), (1, GW, VMAC)
         second = (f'nexthop add id {first + 1} via {cables[1].gateway} dev life1 '
                   f'neigh src-lladdr {VMAC}')
@@ -165,48 +160,16 @@ def carrier(_, prefix):
         ip(second)
         ip(f'nexthop add id {first + 2} group {first}/{first + 1}')
         ip(f'route add {prefix} nhid {first + 2}')
-        yield expect_legs(': group', socks, cables, *legs)
+        yield expect_legs('', socks, cables, *legs)
         ip_batch('lan', 'link set far1 down')
         # The group has lost it for good.
         await_change('without', f'/{first + 1}', f'nexthop show id {first + 2}')
-        yield expect_legs(': group, lost', socks, cables, legs[0])
+        yield expect_legs(': lost', socks, cables, legs[0])
         ip_batch('lan', 'link set far1 up')
         await_change('with', 'state UP', 'link show life1')
         ip(second)
         ip(f'nexthop replace id {first + 2} group {first}/{first + 1}')
-        yield expect_legs(': group, back', socks, cables, *legs)
-
-        ip(f'route delete {prefix}')
-        if fam is IPV6:
-            yield from carrier6(prefix, socks, cables)
-            return
-        legs = (0, MBOX, NEAR), (1, GW, NEAR)
-        ip(f'route add {prefix} nexthop via link {MBOX} dev life0 '
-           f'nexthop via link {GW} dev life1')
-        yield expect_legs(': route', socks, cables, *legs)
-        ip_batch('lan', 'link set far0 down')
-        await_change('with', 'linkdown', f'route show {prefix}')
-        yield expect_legs(': route, lost', socks, cables, legs[1])
-        ip_batch('lan', 'link set far0 up')
-        await_change('without', 'linkdown', f'route show {prefix}')
-        yield expect_legs(': route, back', socks, cables, *legs)
-
-
-def carrier6(prefix, socks, cables):
-    """IPv6 routes with an override as those without: the next one by metric counts."""
-    for note, via, dst in ((': plain route', f'via {cables[0].gateway}', GW),
-                           (': route', f'via link {MBOX}', MBOX)):
-        ip(f'route add {prefix} {via} dev life0 metric 1')
-        ip(f'route add {prefix} via link {GW} dev life1 metric 2')
-        yield expect_legs(note, socks, cables, (0, dst, NEAR))
-        ip_batch('lan', 'link set far0 down')
-        await_change('with', 'linkdown', f'-6 route show {prefix}')
-        yield expect_legs(f'{note}, lost', socks, cables, (1, GW, NEAR))
-        ip_batch('lan', 'link set far0 up')
-        await_change('without', 'linkdown', f'-6 route show {prefix}')
-        yield expect_legs(f'{note}, back', socks, cables, (0, dst, NEAR))
-        for metric in 1, 2:
-            ip(f'route delete {prefix} metric {metric}')
+        yield expect_legs(': back', socks, cables, *legs)
 
 
 # --- devices that change their type ---

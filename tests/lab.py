@@ -326,32 +326,28 @@ class Wire:
         for port in self.captures:
             self.captured(port)
 
-    def send(self, address, behind=None):
+    def send(self, address):
         """Send one datagram from a new socket; return its Frame."""
         with flow(address) as sock:
-            return self.send_on(sock, behind)
+            return self.send_on(sock)
 
-    def send_on(self, sock, behind=None):
-        """Send one datagram; return its Frame on host's cable, or on the cable
-        and with the destination that behind names."""
+    def send_on(self, sock):
+        """Send one datagram; return its Frame on host's cable."""
         self.sent += 1
         payload = b'datagram %d' % self.sent
-        port, address = behind or ('host', sock.getpeername()[0])
-        self.captured(port)
+        self.captured('host')
         sock.send(payload)
         problem = None if self.delivered(payload) else 'it did not reach server'
 
         # What has reached server has passed the capture before.
-        self.passed = frames = self.captured(port)
-        wanted = 'UDP', str(address), payload
-        places = [place for place, (what, _, from_host) in enumerate(frames)
-                  if what == wanted and from_host == (port == 'host')]
-        if not places:
+        self.passed = self.captured('host')
+        wanted = 'UDP', sock.getpeername()[0], payload
+        frames = [data for what, data, from_host in self.passed if from_host and what == wanted]
+        if not frames:
             return Frame(None, None, 'no frame on the wire')
-        if len(places) > 1:
-            problem = f'it was {len(places)} times on the wire'
-        data = frames[places[0]][1]
-        return Frame(data[0:6].hex(':'), data[6:12].hex(':'), problem)
+        if len(frames) > 1:
+            problem = f'it was {len(frames)} times on the wire'
+        return Frame(frames[0][0:6].hex(':'), frames[0][6:12].hex(':'), problem)
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""
