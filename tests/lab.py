@@ -42,8 +42,6 @@ NETWORK6 = ipaddress.ip_network('2001:db8:100::/56')
 PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126)) for place in range(128))
 PORT = 7007
 ETH_P_ALL = 3
-# <linux/icmpv6.h>
-DISCOVERY = {135: 'request', 136: 'reply'}
 DEADLINE = 3    # seconds that a packet may take
 
 # name, link-layer address, number of its addresses on the LAN
@@ -59,12 +57,12 @@ SYSCTLS = {
     'net/ipv4/fib_multipath_hash_policy': 1, 'net/ipv6/fib_multipath_hash_policy': 1,
 }
 
-# lan: what the addresses on the LAN begin with, link: those that routers are known by,
-# beyond: those behind gw; first: what is added to the numbers of nexthop objects
-Family = collections.namedtuple('Family', 'number option lan length link beyond host gw mbox first')
-IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '192.0.2.', '198.51.100.',
+# lan: what the addresses on the LAN begin with, beyond: those behind gw; first: what is
+# added to the numbers of nexthop objects
+Family = collections.namedtuple('Family', 'number option lan length beyond host gw mbox first')
+IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '198.51.100.',
               '192.0.2.2', '192.0.2.1', '192.0.2.9', 0)
-IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, 'fe80::ff:fe00:', '2001:db8:ff::',
+IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, '2001:db8:ff::',
               '2001:db8::2', '2001:db8::1', '2001:db8::9', 1000)
 # <linux/in.h>, <linux/in6.h>
 TRANSPARENT = {IPV4: (socket.IPPROTO_IP, 19), IPV6: (socket.IPPROTO_IPV6, 75)}
@@ -253,24 +251,12 @@ def refusal(name, line):
 
 def describe(data):
     """What a frame carries, as far as it matters here."""
-    if data[12:14] == b'\x08\x06':
-        if data[21] == 1:
-            return 'ARP', 'request', socket.inet_ntoa(data[38:42])
-        return 'ARP', 'reply', socket.inet_ntoa(data[28:32])
+    if data[12:14] == b'\x08\x06' and data[21] == 1:
+        return 'ARP', 'request', socket.inet_ntoa(data[38:42])
     if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_UDP:
-        payload = 14 + 4 * (data[14] & 15) + 8
-        return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
-    return describe6(data) if data[12:14] == b'\x86\xdd' else None
-
-
-def describe6(data):
-    """What an IPv6 frame carries, as far as it matters here."""
-    address, target = (socket.inet_ntop(socket.AF_INET6, data[place:place + 16].ljust(16))
-                       for place in (38, 62))
-    if data[20] == socket.IPPROTO_UDP:
-        return 'UDP', address, data[62:]
-    if data[20] == socket.IPPROTO_ICMPV6 and data[54] in DISCOVERY:
-        return 'ND', DISCOVERY[data[54]], target
+        return 'UDP', socket.inet_ntoa(data[30:34]), data[14 + 4 * (data[14] & 15) + 8:]
+    if data[12:14] == b'\x86\xdd' and data[20] == socket.IPPROTO_UDP:
+        return 'UDP', socket.inet_ntop(socket.AF_INET6, data[38:54]), data[62:]
     return None
 
 
