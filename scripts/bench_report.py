@@ -274,7 +274,7 @@ def main():
                     read_budgets(options.budgets))
     report.check(options.all_budgets)
     head = [f'{run}: Linux {what["release"]}, spectre_v2: '
-            f'{what["vulnerabilities"].get("spectre_v2", "?")}; a loop of '
+            f'{what["spectre_v2"]}; a loop of '
             f'{what["real"]} instructions counts as {what["counted"]}'
             for run, what in report.runs.items()]
     parts = list(sections(report))
