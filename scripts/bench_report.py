@@ -1,22 +1,21 @@
 #!/usr/bin/python3
 """Make a table of what scripts/bench measured, and hold it against the budgets.
 
-usage: bench_report.py [--json FILE] [--markdown FILE] [--text TITLE=FILE] [--plot NAME]
-                       [--base BASE] [--command WORDS] [--all-budgets] --budgets FILE RUN=LOG...
+usage: bench_report.py [--memory FILE] [--base BASE] [--command WORDS] [--all-budgets]
+                       --output NAME --budgets FILE RUN=LOG...
 
-RUN is unpatched, off or on; with 'retpoline-' or 'kvm-' before it the run is shown
-beside; 'scale' is a log of bench_scale.py.  A line of the budgets is the run, the
-case, and the most that it may cost over its reference; with --all-budgets there has
-to be a case for each of a kernel that ran.  A text goes into the Markdown.  The
-reference of a case is on the unpatched kernel, if that has it, else on the same;
-that of an alternative always on the same.  Exit status 1: a budget is exceeded, the
-runs of a case are not the same, or a case failed; each is printed.  The last line
-says how many budgets were compared.
+Writes NAME.json and NAME.md; the sizes in the FILE of --memory go there too.  RUN is
+unpatched, off or on; with 'retpoline-' before it the run is shown beside; 'scale' is a log
+of bench_scale.py.  A line of the budgets is the run, the case, and the most that it may cost
+over its reference; with --all-budgets there has to be a case for each of a kernel that ran.
+The reference of a case is on the unpatched kernel, if that has it, else on the same; that of
+an alternative always on the same.  Exit status 1: a budget is exceeded, the runs of a case
+are not the same, or a case failed; each is printed.  The last line says how many budgets
+were compared.
 """
 
 import argparse
 import json
-import math
 import statistics
 import sys
 
@@ -28,8 +27,6 @@ SCALE_LIMITS = {'distinct': 1.25, 'shared': 1.05}
 # They hold for what has to be done for the routes, their nexthop objects included.
 SCALE_LIMITED = {'load': ('load-nexthops', 'load-routes'), 'look up': ('lookup-churn',),
                  'dump': ('dump-nexthops', 'dump-routes')}
-# Growth from the smallest to the largest number may differ by this, in the exponent.
-SLOPE_LIMIT = 0.05
 # A gateway and an override are more to parse and dump than a gateway: for information.
 UNLIMITED = ('both',)
 PHASES = ('load-nexthops', 'load-routes', 'dump-nexthops', 'dump-routes', 'lookup-churn',
@@ -55,7 +52,7 @@ def summarise(lines):
             continue
         case = run['cases'].setdefault(line['case'], {
             'text': line['text'], 'reference': line['reference'],
-            'alternative': line['alternative'], 'counts': [], 'nanoseconds': []})
+            'alternative': line['alternative'], 'counts': []})
         if 'failed' in line:
             case['failed'] = line['failed']
             continue
@@ -63,7 +60,6 @@ def summarise(lines):
         # Before the first round: the search for the least
         if line['round']:
             case['counts'].append(line['count'])
-            case['nanoseconds'].append(line['nanoseconds'])
     # That search is of some cases only: the order is that of the rounds.
     order = [line['case'] for line in lines if line.get('round')]
     run['cases'] = {name: run['cases'][name] for name in (*order, *run['cases'])}
@@ -71,7 +67,6 @@ def summarise(lines):
         if case['counts']:
             case['median'] = statistics.median(case['counts'])
             case['spread'] = max(case['counts']) - min(case['counts'])
-            case['nanoseconds'] = statistics.median(case['nanoseconds'])
     return run
 
 
@@ -107,7 +102,7 @@ class Report:
             for name, case in what['cases'].items():
                 if 'failed' in case:
                     self.problems.append(f'{run} {name}: {case["failed"]}')
-                elif case['spread'] > SPREAD_LIMIT and not run.startswith('kvm-'):
+                elif case['spread'] > SPREAD_LIMIT:
                     self.problems.append(f'{run} {name}: the runs differ by {case["spread"]:.2f}')
         for run, name, limit in self.budgets:
             if run not in self.runs:
@@ -183,8 +178,7 @@ def markdown(lines):
 def sections(report):
     """Title and table of each part."""
     for mode, title in (('', 'instructions a packet'),
-                        ('retpoline-', 'instructions a packet, retpolines'),
-                        ('kvm-', 'cycles a packet, /dev/kvm')):
+                        ('retpoline-', 'instructions a packet, retpolines')):
         for where, place in PLACES.items():
             rows = list(report.rows(mode, where))
             for alternative in (False, True):
@@ -213,29 +207,8 @@ def scale_row(line, base):
             *(cell(ratios.get(phase), '.3f') for phase in PHASES), ' / '.join(memory)), problems
 
 
-def slope(small, large, phases):
-    """How the instructions of some phases grow with the number: log-log."""
-    before, after = (sum(line.get(phase, 0) for phase in phases) for line in (small, large))
-    return before and math.log(after / before) / math.log(large['nexthops'] / small['nexthops'])
-
-
-def scale_slope(small, large):
-    """The growth of one kind."""
-    return (f'{small["nexthops"]}–{large["nexthops"]}', 'slope', small['scale'], '',
-            *(cell(slope(small, large, (phase,)) if phase in large else None, '.3f')
-              for phase in PHASES), '')
-
-
-def too_steep(ends, reference):
-    """What grows faster with one kind than with another; both are (small, large)."""
-    for what, phases in SCALE_LIMITED.items():
-        grows, usual = slope(*ends, phases), slope(*reference, phases)
-        if grows > usual + SLOPE_LIMIT:
-            yield f'scale {ends[0]["scale"]}, {what}: slope {grows:.3f}, not {usual:.3f}'
-
-
 def scale(lines):
-    """Ratios of what was counted, and the slopes, as a table; and what is too much."""
+    """Ratios of what was counted as a table; and what is too much."""
     rows, problems = [('nexthops', 'routes', 'kind', 'over', *PHASES, 'bytes')], []
     found = {(line['scale'], line['nexthops'], line['routes']): line for line in lines}
     for (kind, nexthops, routes), line in found.items():
@@ -243,49 +216,7 @@ def scale(lines):
             row, more = scale_row(line, found[line['reference'], nexthops, routes])
             rows.append(row)
             problems += more
-    ends = {}
-    for kind in dict.fromkeys(line['scale'] for line in lines):
-        sizes = sorted(nexthops for name, nexthops, routes in found
-                       if name == kind and nexthops == routes)
-        if len(sizes) > 1:
-            ends[kind] = [found[kind, size, size] for size in (sizes[0], sizes[-1])]
-            rows.append(scale_slope(*ends[kind]))
-            problems += too_steep(ends[kind], ends[ends[kind][0]['reference']])
     return rows, problems
-
-
-def plot(report, name):
-    """Bars: what each case costs over its reference."""
-    import matplotlib  # pylint: disable=import-outside-toplevel,import-error
-    matplotlib.use('Agg')
-    matplotlib.rcParams['svg.hashsalt'] = 'bench'
-    matplotlib.rcParams['svg.fonttype'] = 'none'
-    from matplotlib import pyplot  # pylint: disable=import-outside-toplevel,import-error
-
-    parts = [(where, [row for row in report.rows('', where) if row['difference'] is not None and
-                      row['name'] != row['reference']]) for where in PLACES]
-    parts = [(where, rows) for where, rows in parts if rows]
-    figure, axes = pyplot.subplots(1, len(parts), squeeze=False,
-                                   figsize=(9 * len(parts),
-                                            1.5 + 0.28 * max(len(rows) for _, rows in parts)))
-    for (where, rows), axis in zip(parts, axes[0]):
-        texts = [row['text'] for row in rows]
-        values = [row['difference'] for row in rows]
-        colours = ['tab:orange' if row['alternative'] else 'tab:blue' for row in rows]
-        places = range(len(rows))
-        bars = axis.barh(places, values, color=colours)
-        axis.bar_label(bars, [f'{value:+.0f}' for value in values], padding=3, fontsize=8)
-        axis.set_yticks(places, texts, fontsize=8)
-        axis.invert_yaxis()
-        axis.axvline(0, color='black', linewidth=0.8)
-        axis.margins(x=0.12)
-        axis.set_title(PLACES[where])
-        axis.set_xlabel('instructions a packet over the plain route\n'
-                        'blue: override, over the unpatched kernel; '
-                        'orange: alternative, on the same kernel', fontsize=8)
-    figure.tight_layout()
-    figure.savefig(f'{name}.svg', metadata={'Date': None})
-    figure.savefig(f'{name}.png', dpi=100, metadata={'Software': None})
 
 
 def print_report(report, head, parts):
@@ -302,21 +233,17 @@ def print_report(report, head, parts):
     print(f'\nbudgets: {report.compared} of {len(report.budgets)} budgets compared')
 
 
-def write_markdown(options, head, parts):
-    """For Documentation."""
-    with open(options.markdown, 'w', encoding='utf-8') as file:
+def write(options, report, head, parts, scaled):
+    """For Documentation, and for programs."""
+    with open(f'{options.output}.md', 'w', encoding='utf-8') as file:
         file.write(f'# Measured on {options.base}\n\nMade by `{options.command}`; '
                    'not edited.\n\n' + '\n'.join(f'- {line}' for line in head) + '\n')
         for title, lines in parts:
             file.write(f'\n## {title[0].upper()}{title[1:]}\n\n{markdown(lines)}\n')
-        for title, path in (word.split('=', 1) for word in options.text):
-            with open(path, encoding='utf-8') as text:
-                file.write(f'\n## {title}\n\n```\n{text.read().rstrip()}\n```\n')
-
-
-def write_json(options, report, path, scaled):
-    """For programs."""
-    with open(path, 'w', encoding='utf-8') as file:
+        if options.memory:
+            with open(options.memory, encoding='ascii') as text:
+                file.write(f'\n## Bytes of slab objects\n\n```\n{text.read()}```\n')
+    with open(f'{options.output}.json', 'w', encoding='utf-8') as file:
         json.dump({'command': options.command, 'base': options.base, 'runs': report.runs,
                    'scale': scaled, 'problems': report.problems}, file, indent=1)
         file.write('\n')
@@ -333,11 +260,10 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(
         usage=__doc__.split('usage: ')[1].split('\n\n')[0])
-    for option in ('--markdown', '--plot', '--command', '--base'):
+    for option in ('--memory', '--command', '--base'):
         parser.add_argument(option)
-    for option in ('--json', '--text'):
-        parser.add_argument(option, action='append', default=[])
     parser.add_argument('--all-budgets', action='store_true')
+    parser.add_argument('--output', required=True)
     parser.add_argument('--budgets', required=True)
     parser.add_argument('runs', nargs='+')
     options = parser.parse_args()
@@ -348,7 +274,7 @@ def main():
                     read_budgets(options.budgets))
     report.check(options.all_budgets)
     head = [f'{run}: Linux {what["release"]}, spectre_v2: '
-            f'{what["vulnerabilities"].get("spectre_v2", "?")}; a loop of '
+            f'{what["spectre_v2"]}; a loop of '
             f'{what["real"]} instructions counts as {what["counted"]}'
             for run, what in report.runs.items()]
     parts = list(sections(report))
@@ -357,12 +283,7 @@ def main():
         report.problems += problems
         parts.append(('scale: ratios of instructions, bytes a nexthop (or a shared route)', rows))
     print_report(report, head, parts)
-    for path in options.json:
-        write_json(options, report, path, scaled)
-    if options.markdown:
-        write_markdown(options, head, parts)
-    if options.plot:
-        plot(report, options.plot)
+    write(options, report, head, parts, scaled)
     return 1 if report.problems else 0
 
 

@@ -187,6 +187,24 @@ mirror_of() {
 		awk -v label="$1" '$2 == label { print $1; exit }'
 }
 
+# private_apt NAME TOOL...: with its whole state below build/apt/NAME.
+private_apt() {
+	local apt=$BUILD/apt/$1
+	"$2" -o Dir::State="$apt/state" -o Dir::Cache="$apt/cache" \
+		-o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+		-o Dir::Etc::PreferencesParts=/dev/null -o Dir::State::Status=/dev/null \
+		-o APT::Get::List-Cleanup=false -o APT::Sandbox::User=root "${@:3}"
+}
+
+# private_source NAME URI SUITE TYPE...: what it reads, deb or deb-src.
+private_source() {
+	local type
+	mkdir -p "$BUILD/apt/$1"/{state/lists,cache/archives}/partial
+	for type in "${@:4}"; do
+		echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $2 $3 main"
+	done >"$BUILD/apt/$1/sources.list"
+}
+
 # need COMMAND:PACKAGE ... : install what is missing, or name it.
 need() {
 	local pair missing=() commands=()
@@ -268,7 +286,6 @@ parse_options() {
 		-h|--help) usage; exit 0 ;;
 		--base) [ $# -ge 2 ] || die "--base wants a value (${ALL_BASES[*]})"
 			base=$2; shift ;;
-		--base=*) base=${1#--base=} ;;
 		--) ARGS+=("$@"); break ;;
 		*) ARGS+=("$1") ;;
 		esac

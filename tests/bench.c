@@ -7,8 +7,8 @@
  *	counted and real instructions
  * bench udp ADDRESS BATCHES [SOURCE]
  *	send batches of datagrams, each by one sendmmsg(); print the median of
- *	the batches: time stamp counter a packet, nanoseconds a packet.  With a
- *	SOURCE, both ports are PORT.
+ *	the batches: time stamp counter a packet.  With a SOURCE, both ports are
+ *	PORT.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,7 +20,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
@@ -36,14 +35,6 @@ static uint64_t counter(void)
 {
 	_mm_lfence();
 	return __rdtsc();
-}
-
-static double nanoseconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC_RAW, &now);
-	return now.tv_sec * 1e9 + now.tv_nsec;
 }
 
 static int ascending(const void *a, const void *b)
@@ -131,8 +122,7 @@ static void send_udp(const char *destination, size_t batches, const char *source
 	struct iovec data = { .iov_base = payload, .iov_len = sizeof(payload) };
 	uint64_t *counts = calloc(batches, sizeof(*counts));
 	int fd = udp_socket(address.any.sa_family, source);
-	uint64_t begin, all = 0;
-	double time;
+	uint64_t begin;
 
 	if (!counts)
 		err(1, "calloc");
@@ -147,17 +137,13 @@ static void send_udp(const char *destination, size_t batches, const char *source
 	if (batches > 1)
 		mark();
 
-	time = nanoseconds();
 	for (size_t i = 0; i < batches; i++) {
 		begin = counter();
 		send_batch(fd, messages);
 		counts[i] = counter() - begin;
-		all += counts[i];
 	}
-	time = nanoseconds() - time;
 	qsort(counts, batches, sizeof(*counts), ascending);
-	printf("%.3f %.3f\n", (double)counts[batches / 2] / PACKETS_PER_BATCH,
-	       time / all * counts[batches / 2] / PACKETS_PER_BATCH);
+	printf("%.3f\n", (double)counts[batches / 2] / PACKETS_PER_BATCH);
 }
 
 int main(int argc, char **argv)

@@ -12,8 +12,7 @@ expression, in it.
 Each round makes every case anew, in a network namespace of its own: a host with
 one Ethernet device, a gateway that only exists as a permanent neighbour entry,
 one route.  First the frame is looked at: it has to carry the addresses that the
-case is about.  Prints one JSON object a line.  With --memory instead sizes of slab objects,
-as bench_memory.py reads them.
+case is about.  Prints one JSON object a line.  With --memory instead sizes of slab objects.
 """
 
 import argparse
@@ -31,8 +30,7 @@ import time
 from ipaddress import ip_address
 
 import bench_alternatives
-from lab import GW, HOST, MBOX, VMAC, Failure, inside
-import netlink
+from lab import GW, HOST, IP, MBOX, VMAC, Failure, inside
 
 ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
@@ -65,7 +63,7 @@ Case = collections.namedtuple(
 
 GATEWAY = 'ip neigh add 192.0.2.1 lladdr {gw} nud permanent dev {dev}'
 OTHER = 'ip neigh add 192.0.2.9 lladdr {mbox} nud permanent dev {dev}'
-NEXTHOP = 'nl nexthop add id 1 via 192.0.2.1 dev {dev}'
+NEXTHOP = 'ip nexthop add id 1 via 192.0.2.1 dev {dev}'
 ROUTE = 'ip route add 203.0.113.0/24 nhid 1'
 IPV6 = 'ipv6'
 GATEWAYS6 = ('2001:db8::9', '2001:db8::1a', '2001:db8::2b', '2001:db8::3c')
@@ -115,8 +113,8 @@ def cases_of(where):
     yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *plain), 'macvlan',
                GW, VMAC)
     yield case('ecmp', 'ufn', 'plain ECMP group of two',
-               (GATEWAY, 'nl nexthop add id 2 via 192.0.2.1 dev {dev}',
-                'nl nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
+               (GATEWAY, 'ip nexthop add id 2 via 192.0.2.1 dev {dev}',
+                'ip nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
                 ROUTE, 'leg 192.0.2.1'), 'ecmp')
     if where == 'udp':
         yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
@@ -124,7 +122,7 @@ def cases_of(where):
 
     # In a table of its own: the trie that packets go through stays the same.
     yield case('other', 'n', 'an override on another route',
-               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+               (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
                 'ip route add 203.0.113.0/24 table 9 nhid 9'), short=True)
     yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
                short=True)
@@ -145,8 +143,8 @@ def cases_of(where):
     yield case('macvlan-lladdr', 'n', 'lladdr, macvlan', lladdr(MACVLAN), 'macvlan', MBOX,
                VMAC, 0)
     yield case('ecmp-lladdr', 'n', 'ECMP group of two with lladdr',
-               ('nl nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
-                'nl nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
+               ('ip nexthop add id 2 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+                'ip nexthop add id 3 via 192.0.2.3 dev {dev} neigh lladdr {gw}',
                 'ip nexthop add id 1 group 2/3', ROUTE, 'leg 192.0.2.1'), 'ecmp', MBOX, HOST, 0)
     yield case('fallback-idle', 'n', 'via4 + fallback, not active',
                over('via 192.0.2.9 fallback', OTHER), 'gateway-nhid', MBOX, short=True)
@@ -206,16 +204,16 @@ def cases6():
                     *frame, each=each, **more)
 
     def over6(neigh, *before, gateway='2001:db8::1'):
-        return (*before, f'nl nexthop add id 1 via {gateway} dev {{dev}} neigh {neigh}', ROUTE6)
+        return (*before, f'ip nexthop add id 1 via {gateway} dev {{dev}} neigh {neigh}', ROUTE6)
 
     yield case('gateway', 'ufn', 'plain route via a gateway', PLAIN6, 'gateway', short=True)
     yield case('gateway-nhid', 'ufn', 'the same by a nexthop object',
-               (GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}', ROUTE6), 'gateway-nhid',
+               (GATEWAY6, 'ip nexthop add id 1 via {each} dev {dev}', ROUTE6), 'gateway-nhid',
                short=True)
     yield case('foreign', 'ufn', 'plain, packets with a foreign source address', PLAIN6,
                'foreign', source='2001:db8:2::7')
     yield case('other', 'n', 'an override on another route',
-               (*PLAIN6, 'nl nexthop add id 9 via {each} dev {dev} neigh lladdr {mbox}',
+               (*PLAIN6, 'ip nexthop add id 9 via {each} dev {dev} neigh lladdr {mbox}',
                 'ip -6 route add 2001:db8:1::/48 table 9 nhid 9'), 'gateway', short=True)
     yield case('via6', 'n', 'via6', over6('via inet6 {each}', V6_ENTRY), 'gateway-nhid', MBOX,
                short=True)
@@ -252,12 +250,12 @@ def last_hop_cases():
                    (TRACK, GATEWAY, NEXTHOP + neigh, ROUTE, 'ask 192.0.2.2'), dst,
                    source='192.0.2.2')
         yield case(f'udp6.{word}', kernels, text,
-                   (IPV6, TRACK, GATEWAY6, 'nl nexthop add id 1 via {each} dev {dev}' + neigh,
+                   (IPV6, TRACK, GATEWAY6, 'ip nexthop add id 1 via {each} dev {dev}' + neigh,
                     ROUTE6, 'ask 2001:db8::2'), dst, source='2001:db8::2', each=GATEWAYS6)
     plain = (TRACK, GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
     yield case('forward.tracked', 'ufn', 'plain, tracked', plain)
     yield case('forward.last-hop', 'n', 'tracked, with selector last-hop on another route',
-               (*plain, 'nl nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
+               (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
 
 
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
@@ -337,9 +335,7 @@ class Host:
             command(*line)
             return
         verb, _, rest = line.format(**self.words).partition(' ')
-        if verb == 'nl':
-            netlink.run(rest.split())
-        elif verb == 'device':
+        if verb == 'device':
             name, _, rest = rest.partition(' ')
             command('ip', *rest.split())
             command('ip', '-batch', '-', given='\n'.join((
@@ -357,6 +353,8 @@ class Host:
             self.words['destination'] = self.destination_by(rest)
         elif verb == 'ask':
             self.ask(rest, PORT)
+        elif verb == 'ip':
+            command(IP, *rest.split())
         elif verb:
             command(verb, *shlex.split(rest))
 
@@ -440,17 +438,15 @@ def transmitted():
 
 
 def measure(host, case, options):
-    """One figure of a case that is set up: (count, nanoseconds) a packet."""
+    """The count of a packet, of a case that is set up."""
     destination = host.words['destination']
     if case.where == 'forward':
         forward(destination, 64)
-        best = min(forward(destination, options.packets) for _ in range(RUNS))
-        return best, best
+        return min(forward(destination, options.packets) for _ in range(RUNS))
     words = [options.program, 'udp', destination, str(options.batches)]
     if case.source:
         words.append(case.source.format(**host.words))
-    count, nanoseconds = command(*words).split()
-    return float(count), float(nanoseconds)
+    return float(command(*words))
 
 
 def send_one(host, case, options):
@@ -477,7 +473,7 @@ def ballast(number):
 
 
 def try_case(case, each, options, number):
-    """A case in a host of its own: (count, nanoseconds) a packet."""
+    """The count of a packet, in a host of its own."""
     with ballast(number), Host(case.where) as host:
         host.prepare(case, each)
         seen = host.frame(case, functools.partial(send_one, host, case, options))
@@ -512,7 +508,7 @@ def run_case(case, options, best):
     for number in range(tries):
         each = case.each[number % len(case.each)]
         results.append(try_case(case, each, options, number // len(case.each)))
-        if best is not None and results[-1][0] <= best + SAME:
+        if best is not None and results[-1] <= best + SAME:
             break
     return results
 
@@ -562,21 +558,15 @@ def print_memory(options):
                   flow_bytes(' neigh selector last-hop', accounting))
 
 
-class ListCases(argparse.Action):
-    """Print the names of the cases of the kernel with the option, and leave."""
-
-    def __call__(self, parser, *_):
-        print('\n'.join(case.name for case in CASES if 'n' in case.kernels))
-        parser.exit()
-
-
 def main():
     """The command line."""
+    if sys.argv[1:] == ['--list']:
+        print('\n'.join(case.name for case in CASES if 'n' in case.kernels))
+        return 0
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--batches', type=int, default=51)
     parser.add_argument('--packets', type=int, default=500)
-    parser.add_argument('--list', action=ListCases, nargs=0)
     parser.add_argument('--memory', action='store_true')
     parser.add_argument('--without', default='')
     parser.add_argument('program')
@@ -589,7 +579,7 @@ def main():
     counted, real = map(int, command(options.program, 'counter').split())
     print(json.dumps({'counted': counted, 'real': real, 'kernel': options.kernel,
                       'release': os.uname().release,
-                      'vulnerabilities': vulnerabilities()}), flush=True)
+                      'spectre_v2': spectre_v2()}), flush=True)
     cases = selected(options)
     failed = set()
     bests = {}
@@ -602,25 +592,19 @@ def main():
             try:
                 results = run_case(case, options, bests.get(case.name))
                 best = min(results)
-                bests[case.name] = min(best[0], bests.get(case.name, best[0]))
-                line |= {'count': best[0], 'nanoseconds': best[1],
-                         'tries': [count for count, _ in results]}
-            except (Failure, netlink.KernelError, OSError) as error:
+                bests[case.name] = min(best, bests.get(case.name, best))
+                line |= {'count': best, 'tries': results}
+            except (Failure, OSError) as error:
                 failed.add(case.name)
                 line |= {'failed': str(error)}
             print(json.dumps(line), flush=True)
     return 1 if failed else 0
 
 
-def vulnerabilities():
+def spectre_v2():
     """What the kernel does about the CPU."""
-    folder = '/sys/devices/system/cpu/vulnerabilities'
-    found = {}
-    for name in ('spectre_v2', 'retbleed'):
-        with contextlib.suppress(FileNotFoundError), \
-                open(f'{folder}/{name}', encoding='ascii') as file:
-            found[name] = file.read().strip()
-    return found
+    with open('/sys/devices/system/cpu/vulnerabilities/spectre_v2', encoding='ascii') as file:
+        return file.read().strip()
 
 
 if __name__ == '__main__':

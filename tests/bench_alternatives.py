@@ -179,7 +179,7 @@ def cases(make_case):
                    kernels='ufn', alternative=False, each=BRIDGES)
         yield case('bridge-src', 'gateway + src-lladdr, bridge',
                    (*BRIDGE, GATEWAY,
-                    'nl nexthop add id 1 via 192.0.2.1 dev {dev} neigh src-lladdr {vmac}',
+                    'ip nexthop add id 1 via 192.0.2.1 dev {dev} neigh src-lladdr {vmac}',
                     'ip route add 203.0.113.0/24 nhid 1'), GW, VMAC, reference='bridge',
                    alternative=False, each=BRIDGES)
         yield case('bridge-nft', 'nft bridge postrouting (source only)',

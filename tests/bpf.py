@@ -10,8 +10,7 @@ import struct
 import sys
 
 from lab import (GW, HOST, IPV4, IPV6, LIBC, MBOX, VMAC, Failure, Frame, Row, add_override, both,
-                 expect, family, forget, inside, ip, ip_batch, know, netlink_here, nl, nobody,
-                 without_inet6)
+                 expect, family, forget, inside, ip, ip_batch, know, nobody, without_inet6)
 
 # <linux/bpf.h>
 BPF_PROG_LOAD, BPF_PROG_TEST_RUN, BPF_LINK_CREATE = 5, 10, 28
@@ -265,20 +264,20 @@ def fib_lookup(_, prefix):
     fam = family(prefix)
     know_all()
     unknown, nexthop = f'{fam.lan}212', f'id {fam.first + 320} via {fam.gw} dev eth0'
-    nl(f'nexthop add {nexthop}')
+    ip(f'nexthop add {nexthop}')
     ip(f'route add {prefix} nhid {fam.first + 320}')
     for note, neigh, neighbour, dst in without_inet6(fam, (
             (': plain', '', fam.gw, GW),
             (': via', f'neigh via {fam.mbox}', fam.mbox, MBOX),
             (': via inet6', f'neigh via inet6 {IPV6.mbox}', IPV6.mbox, MBOX),
             (': via nobody', f'neigh via {unknown}', unknown, None))):
-        nl(f'nexthop replace {nexthop} {neigh}')
+        ip(f'nexthop replace {nexthop} {neigh}')
         answer = ask(prefix[1])
         yield (expect_addresses(note, answer, dst, HOST, neighbour) if dst else
                Row(note, 'no neighbour', answer.result, None))
         yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), neighbour)
     # A program would send to it, from the device's address.
-    nl(f'nexthop replace {nexthop} neigh via {unknown} src-lladdr {VMAC}')
+    ip(f'nexthop replace {nexthop} neigh via {unknown} src-lladdr {VMAC}')
     yield expect_stack(': nobody+source', ask(prefix[1]))
 
 
@@ -288,7 +287,7 @@ def fib_lookup_addresses(_, prefix):
     fam = family(prefix)
     know_all()
     number, unknown = fam.first + 321, nobody(fam)
-    nl(f'nexthop add id {number} via {fam.gw} dev eth0')
+    ip(f'nexthop add id {number} via {fam.gw} dev eth0')
     ip(f'route add {prefix} nhid {number}')
     # Where the gateway does not matter, it is one that nobody knows.
     for note, gateway, neigh, dst, src in (
@@ -297,7 +296,7 @@ def fib_lookup_addresses(_, prefix):
             (': both', unknown, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
             (': via+source', unknown, f'via {fam.mbox} src-lladdr {VMAC}', MBOX, VMAC),
             (': via the source', unknown, f'via {fam.mbox} src-lladdr {MBOX}', MBOX, HOST)):
-        nl(f'nexthop replace id {number} via {gateway} dev eth0 neigh {neigh}')
+        ip(f'nexthop replace id {number} via {gateway} dev eth0 neigh {neigh}')
         nexthop = fam.mbox if neigh.startswith('via ') else gateway
         yield expect_addresses(note, ask(prefix[1]), dst, src, nexthop)
         yield expect_stack(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))
@@ -314,7 +313,7 @@ def fib_lookup_preserve(_, prefix):
     add_override(prefix, 322, 'preserve')
     yield expect_stack(': preserve', ask(prefix[1]))
     yield expect_stack(': preserve, skip', ask(prefix[1], SKIP_NEIGH))
-    nl(f'nexthop replace id {fam.first + 322} via {fam.gw} dev eth0 neigh lladdr {MBOX} preserve')
+    ip(f'nexthop replace id {fam.first + 322} via {fam.gw} dev eth0 neigh lladdr {MBOX} preserve')
     yield expect_stack(': lladdr+preserve', ask(prefix[1]))
 
 
@@ -361,9 +360,7 @@ def mbox_route(prefix, *words):
              f'neigh replace {fam.gw} lladdr {GW} nud reachable dev eth0',
              f'neigh replace {fam.host} lladdr {HOST} nud reachable dev eth0',
              f'neigh replace 2001:db8::1 lladdr {GW} nud reachable dev eth0')
-    with inside('mbox'):
-        netlink_here(None, ' '.join(('nexthop add id 325', *words)))
-    ip_batch('mbox', f'route add {prefix} nhid 325')
+    ip_batch('mbox', ' '.join(('nexthop add id 325', *words)), f'route add {prefix} nhid 325')
     try:
         yield
     finally:
@@ -378,11 +375,11 @@ def relayed(wire, address):
     frames = [data for what, data, from_mbox in wire.captured('mbox')
               if from_mbox and what and what[:2] == ('UDP', str(address))]
     if len(frames) != 1:
-        return Frame(None, None, [], f'mbox sent it {len(frames)} times')
+        return Frame(None, None, f'mbox sent it {len(frames)} times')
     data, = frames
     if data[IP_TTL[family(address)]] != 64:
         problem = 'mbox itself forwarded it: its time to live is less'
-    return Frame(data[0:6].hex(':'), data[6:12].hex(':'), [], problem)
+    return Frame(data[0:6].hex(':'), data[6:12].hex(':'), problem)
 
 
 @both
@@ -436,7 +433,7 @@ def redirect_neigh_egress(wire, prefix):
     ip('link set bpf0 up')
     number = fam.first + 326
     ip(f'route add {prefix} dev bpf0')
-    nl(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
+    ip(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
     # For IPv6 only routes of the same metric are chosen from by their device.
     ip(f'route append {prefix} nhid {number}' + ' metric 1' * (fam is IPV4))
     for note, nexthop, dst, src in ((': route', (), MBOX, VMAC),

@@ -9,7 +9,7 @@ import time
 
 from client_lab import (DEADLINE, LATER, PREFIX, ROUTES, WORDS, Row, add_route, client_command,
                         difference, host, ip, one_line, said, snapshot, without_compat)
-from lab import GW, MBOX, Failure, inside, netlink_here
+from lab import GW, MBOX, Failure, ip_batch
 
 
 def ip_show(_):
@@ -44,10 +44,6 @@ def ip_show_object(_):
               said(f'route show {prefix}'))
     yield Row('route get: object', f'{prefix[1]} via 192.0.2.1 dev eth0 src 192.0.2.2',
               said(f'route get {prefix[1]}'))
-    with inside('host'):
-        answer = netlink_here(None, f'route get {prefix[1]}')
-    yield Row('netlink.py route get: object',
-              f'{prefix[1]} via 192.0.2.1 dev eth0 neigh lladdr {MBOX}', answer)
     yield Row('route show: no gateway', f'{bare} nhid 2 via link {MBOX} dev eth0',
               said(f'route show {bare}'))
     yield Row('route get: no gateway', f'{bare[1]} via link {MBOX} dev eth0 src 192.0.2.2',
@@ -168,8 +164,7 @@ def monitored(steps):
 def ip_monitor(_):
     """ip: monitor"""
     def replace():
-        with inside('host'):
-            netlink_here(None, f'nexthop replace id 1 via 192.0.2.1 dev eth0 neigh lladdr {GW}')
+        ip_batch('host', f'nexthop replace id 1 via 192.0.2.1 dev eth0 neigh lladdr {GW}')
     lines = monitored([
         replace, *(lambda route=route: add_route(route) for route in LATER),
         lambda: host(f'route delete {LATER[0].prefix}'), lambda: host('nexthop delete id 2')])

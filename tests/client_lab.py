@@ -9,8 +9,7 @@ import subprocess
 import tempfile
 import time
 
-import netlink
-from lab import GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, netlink_here, set_up
+from lab import GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, ip_in, set_up
 
 DEADLINE = 20       # seconds that a daemon may take for something
 QUIET = 2           # seconds after which it is taken to have nothing left to do
@@ -204,9 +203,9 @@ def without_compat():
 
 def snapshot(table='main'):
     """What the kernel has: nexthops, with their overrides, and routes."""
+    found = {f'nexthop {line.split()[1]}': re.sub(' (scope|proto|weight) .*| $', '', line)
+             for line in ip_in('host', 'nexthop show').splitlines()}
     with inside('host'):
-        found = {f'nexthop {line.split()[1]}': line
-                 for line in netlink.run(['nexthop', 'show'])}
         printed = subprocess.run(['ip', '-o', '-d', 'route', 'show', 'table', str(table)],
                                  text=True, capture_output=True, check=True).stdout
     labels = {str(route.prefix): route.label for route in (*ROUTES, *LATER)}
@@ -263,9 +262,7 @@ def place_by_table(wire, address, table):
 
 def add_routes():
     """The nexthops and routes of this file."""
-    with inside('host'):
-        for line in NEXTHOPS:
-            netlink_here(None, f'nexthop {line}')
+    ip_batch('host', *(f'nexthop {line}' for line in NEXTHOPS))
     host('nexthop add id 9 group 1/2')
     for route in ROUTES:
         add_route(route)

@@ -11,7 +11,7 @@ import time
 from client_lab import (LATER, NEXTHOPS, PREFIX, QUIET, ROUTES, WORDS, Daemon, Row, add_route,
                         add_routes, difference, host, ip, output, place, snapshot, version,
                         wait_until)
-from lab import inside, ip_batch, netlink_here
+from lab import inside, ip_batch
 
 OTHER_TABLE = 200
 
@@ -117,8 +117,7 @@ def networkd_default(_):
 def networkd_later(_):
     """networkd: routes that come while it runs"""
     with networkd() as daemon:
-        with inside('host'):
-            netlink_here(None, f'nexthop {NEXTHOPS[0]}')
+        ip_batch('host', f'nexthop {NEXTHOPS[0]}')
         for route in LATER:
             add_route(route)
         before = snapshot()

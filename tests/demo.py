@@ -20,7 +20,6 @@ import textwrap
 
 import bpf
 import changes
-import counters
 import devices
 import discovery
 import fallback
@@ -31,7 +30,6 @@ from lab import (IPV4, IPV6, LEGEND, PREFIXES, PREFIXES6, Failure, Row, Wire, fa
 import last_hop
 import lifetime
 import link
-import neighbour
 import output
 import preserve
 import proxy
@@ -39,8 +37,8 @@ import tracing
 import tunnels
 
 # lifetime is the last: it looks at what the others have left.
-MODULES = (link, neighbour, fallback, counters, tracing, preserve, proxy, forwarding, output,
-           discovery, tunnels, devices, bpf, flowtable, changes, last_hop, lifetime)
+MODULES = (link, fallback, tracing, preserve, proxy, forwarding, output, discovery, tunnels,
+           devices, bpf, flowtable, changes, last_hop, lifetime)
 
 
 # What only some cases need: scripts/demo --all installs it.

@@ -1,13 +1,9 @@
 """Kinds of devices, and those that can not have an override."""
 
-import contextlib
-import os
 import socket
-import subprocess
 
-from lab import (GW, MBOX, VMAC, Row, both, family, flow, inside, ip_batch, netlink_here, refusal,
-                 write)
-from traffic import BOTH, NODE, another_host, connect_node, expect_delivery, netlink_in, run_in
+from lab import GW, MBOX, VMAC, Row, both, family, flow, inside, ip_batch, refusal
+from traffic import BOTH, NODE, another_host, connect_node, expect_delivery, run_in
 
 
 @both
@@ -18,7 +14,7 @@ def vrf(wire, prefix):
         ip_batch('node', 'link add red type vrf table 10', 'link set red up',
                  'link set eth0 master red')
         connect_node('eth0', fam=fam)
-        netlink_in('node', f'nexthop add id 203 via {fam.gw} dev eth0 neigh {BOTH}')
+        ip_batch('node', f'nexthop add id 203 via {fam.gw} dev eth0 neigh {BOTH}')
         ip_batch('node', f'route add {prefix[1]} vrf red nhid 203',
                  f'route add {prefix[2]} nhid 203')
         # The VRF device transmits, and looks the route up again.
@@ -45,7 +41,7 @@ def override_rows(wire, prefix, number, device, bridge_end='node'):
              f'route add {prefix} nhid {number}')
     for neigh, lladdrs in ((f'lladdr {MBOX}', (MBOX, NODE)), (BOTH, (MBOX, VMAC)),
                            (f'src-lladdr {VMAC}', (GW, VMAC))):
-        netlink_in('node', f'nexthop replace id {number} via {fam.gw} dev {device} neigh {neigh}')
+        ip_batch('node', f'nexthop replace id {number} via {fam.gw} dev {device} neigh {neigh}')
         note = ' '.join(neigh.split()[::2])
         with flow(prefix[1], 'node') as sock:
             yield expect_delivery(wire, sock, lladdrs, f': {note}', 'node')
@@ -128,28 +124,4 @@ def refused_devices(wire, _):
                       refusal('node', f'nexthop add id 234 dev dev0 {neigh}'), None)
 
 
-@both
-def beside_hardware(_, prefix):
-    """netdevsim"""
-    # It programs the routes of the namespace that it is made in: here others'.
-    ip_batch(None, 'link add other0 type veth peer name other1', 'link set other1 up',
-             'link set other0 up')
-    fam = family(prefix)
-    number = fam.first + 15
-    netlink_here(None, f'{fam.option} nexthop add id {number} dev other0 neigh lladdr {MBOX}')
-    routes = f'{prefix[0]} nhid {number}', f'{prefix[1]} via link {MBOX} dev other0'
-    ip_batch(None, *(f'route add {route}' for route in routes))
-    ports = '/sys/bus/netdevsim/devices/netdevsim1/net'
-    try:
-        write('/sys/bus/netdevsim/new_device', '1 1')
-        yield Row(' beside others', 'made', 'made' if os.path.exists(ports) else 'not made', None)
-        done = subprocess.run(['devlink', 'dev', 'reload', 'netdevsim/netdevsim1'], text=True,
-                              capture_output=True, check=False)
-        yield Row(' reloaded', 'reloaded', done.stderr.strip() or 'reloaded', None)
-    finally:
-        with contextlib.suppress(OSError):
-            write('/sys/bus/netdevsim/del_device', '1')
-        ip_batch(None, 'link delete other0')
-
-
-CASES = (vrf, vlan_in_software, ipvlan, bond, team, refused_devices, beside_hardware)
+CASES = (vrf, vlan_in_software, ipvlan, bond, team, refused_devices)

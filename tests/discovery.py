@@ -9,8 +9,8 @@ import time
 from ipaddress import ip_address
 
 from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Failure, Row, add_override, expect, flow,
-                 inside, ip, ip_batch, know, nl, not_router6, only6, write)
-from traffic import NODE_BELOW, another_host, connect_node, expect_delivery, netlink_in, run_in
+                 inside, ip, ip_batch, know, not_router6, only6, write)
+from traffic import NODE_BELOW, another_host, connect_node, expect_delivery, run_in
 
 # Types of ICMPv6 messages, of <linux/icmpv6.h>
 KINDS = {133: 'RS', 134: 'RA', 135: 'NS', 136: 'NA', 143: 'MLD'}
@@ -149,7 +149,7 @@ def two_routers(prefix, first):
     """Two nexthops on host for a prefix, which are probed as often as there are packets."""
     interval = '/proc/sys/net/ipv6/conf/eth0/router_probe_interval'
     for action, number in ('add', first), ('append', first + 1):
-        nl(f'nexthop add id {number} via {IPV6.gw} dev eth0')
+        ip(f'nexthop add id {number} via {IPV6.gw} dev eth0')
         ip(f'-6 route {action} default table 401 nhid {number}')
     ip(f'-6 rule add to {prefix} lookup 401')
     with inside('host'):
@@ -173,7 +173,7 @@ def probed(wire, prefix):
              (': fallback', gone, f'neigh via {lost} fallback', GW, {gone}))
     with two_routers(prefix, first):
         for note, gateway, neigh, dst, asked in kinds:
-            nl(f'nexthop replace id {first} via {gateway} dev eth0 {neigh}')
+            ip(f'nexthop replace id {first} via {gateway} dev eth0 {neigh}')
             for address in gone, lost:
                 ip(f'neigh replace {address} nud failed dev eth0')
             know(IPV6.gw, IPV6.mbox)
@@ -220,12 +220,12 @@ def optimistic(wire, prefix):
     nexthop = f'id {IPV6.first + 404} via {IPV6.mbox} dev eth0'
     own = f'{IPV6.lan}5', link_local(NODE_BELOW)
     with optimistic_node(wire) as address:
-        netlink_in('node', f'nexthop add {nexthop}')
+        ip_batch('node', f'nexthop add {nexthop}')
         ip_batch('node', f'route add {prefix} nhid {IPV6.first + 404}')
         # The neighbour is not known: a router is asked to forward it, unless packets do not
         # go to the neighbour.
         for note, neigh, dst in (': plain', '', GW), (': lladdr', f'neigh lladdr {MBOX}', MBOX):
-            netlink_in('node', f'nexthop replace {nexthop} {neigh}')
+            ip_batch('node', f'nexthop replace {nexthop} {neigh}')
             ip_batch('node', f'neigh replace {IPV6.mbox} nud failed dev eth0')
             with flow(prefix[1], 'node', source=address) as sock:
                 yield expect_delivery(wire, sock, (dst, NODE_BELOW), note, 'node')
@@ -234,7 +234,7 @@ def optimistic(wire, prefix):
                 (': source', f'src-lladdr {VMAC}', (), own[1]),
                 (': no link-local', f'src-lladdr {VMAC}', own[1:], own[0]),
                 (': no other', f'src-lladdr {VMAC}', own[:1], None)):
-            netlink_in('node', f'nexthop replace {nexthop} neigh via {IPV6.mbox} {neigh}')
+            ip_batch('node', f'nexthop replace {nexthop} neigh via {IPV6.mbox} {neigh}')
             ip_batch('node', *(f'address delete {one}/64 dev eth0' for one in gone),
                      f'neigh flush to {IPV6.mbox} dev eth0 nud all')
             wire.forget()
@@ -246,43 +246,4 @@ def optimistic(wire, prefix):
                       ' '.join(asked) or 'nobody', None)
 
 
-# --- messages that take no route ---
-
-@only6
-def unrouted(wire, prefix):
-    """discovery"""
-    own = link_local(NODE_BELOW)
-    with another_host(wire):
-        with inside('node'):
-            write('/proc/sys/net/ipv6/conf/all/forwarding', 0)
-        connect_node('eth0', fam=IPV6)
-        netlink_in('node', f'-6 nexthop add id 405 dev eth0 neigh lladdr {MBOX} src-lladdr {VMAC}')
-        ip_batch('node', f'route add {prefix} via {IPV6.gw}',
-                 'route delete multicast ff00::/8 dev eth0 table local',
-                 'route add ff00::/8 nhid 405 table local', 'route add fe80::/64 nhid 405 metric 1',
-                 f'route add {IPV6.lan}/64 nhid 405 metric 1')
-        with flow(prefix[1], 'node') as sock:
-            sock.send(b'asks for the gateway')
-        yield expect_message(wire, 'NS', 'ff02::1:ff00:1')
-        with inside('node'):
-            sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        with sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'eth0')
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP,
-                            ip_address('ff05::1:3').packed + struct.pack('=I', 0))
-            yield expect_message(wire, 'MLD', 'ff02::16')
-        ip_batch('node', f'address delete {own}/64 dev eth0',
-                 f'address add {own}/64 dev eth0 nodad')
-        yield expect_message(wire, 'RS', 'ff02::2')
-        send_message('node', 'ff02::1', advertisement(HIGH))
-        yield expect_message(wire, 'RA', 'ff02::1')
-
-
-def expect_message(wire, kind, group):
-    """The row of a message of a kind that node sends to a group of hosts."""
-    found, *_ = messages(wire, kind, port='node') or [Message(*[None] * 6)]
-    return Row(f': {kind}', (f'33:33:{ip_address(group).packed[-4:].hex(":")}', NODE_BELOW),
-               (found.dst, found.src), None)
-
-
-CASES = (proxied, preferred_router, probed, optimistic, unrouted)
+CASES = (proxied, preferred_router, probed, optimistic)

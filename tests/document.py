@@ -1,15 +1,15 @@
 #!/usr/bin/python3
 """Follow a document as a reader would: does every command print what it says?
 
-usage: document.py [--ip DIR] DOCUMENT.rst
+usage: document.py [--ip DIR] DOCUMENT.rst...
 
 Run as root in a guest that can be thrown away: it types the commands of the
-document, in their order, into one bash.  DIR comes first in its PATH, by default
+documents, in their order, into one bash.  DIR comes first in its PATH, by default
 build/iproute2/ip.
 
-A literal block with lines that begin with '# ' is a transcript: such a line is a
-command, which goes on behind a '\\' at the end of a line; the lines up to the next
-command are what is printed.  Other literal blocks are not looked at, and named.
+A literal block that begins with '# ' is a transcript: such a line is a command, which
+goes on behind a '\\' at the end of a line; the lines up to the next command are what is
+printed.
 
 What is printed has to be the same, also by tcpdump in the background, but for
 - blank lines, and runs of blanks in a line
@@ -34,11 +34,12 @@ import sys
 import time
 import tty
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
-COLUMNS = 80    # of the page
+IP_DIRECTORY = pathlib.Path(__file__).resolve().parents[1] / 'build/iproute2/ip'
+COLUMNS = 78    # of a transcript on the page
 DEADLINE = 10   # seconds that output may be late
 LIMIT = 60      # seconds that a command may take
 SETTLE = 0.1    # seconds in which nothing may follow what was printed
+BLOCK = re.compile(r'^(?!\.\. )\S.*::\n\n+((?: +.*\n|\n)+)', re.M)
 VARIES = (
     (r'(, length \d+: [\d.]+)\.\d+ > ', r'\1.PORT > '),
     (r'^(\S+)-\d+ \[\d+\] \S{5} \d+\.\d{6}: ', r'\1-PID [CPU] FLAGS TIME: '),
@@ -49,8 +50,8 @@ REFUSED = 'Error:', 'RTNETLINK answers:'
 DONE = re.compile(rb'\x1e(\d+)\x1e')
 SAY_DONE = r"printf '\036%d\036' $?"
 
-# command: as typed; printed: lines; width: columns that the page has for them
-Step = collections.namedtuple('Step', 'command printed width')
+# command: as typed; printed: lines
+Step = collections.namedtuple('Step', 'command printed')
 
 
 class Failure(Exception):
@@ -59,63 +60,21 @@ class Failure(Exception):
 
 # --- the document ---
 
-def indentation(line):
-    """Blanks at the start of a line."""
-    return len(line) - len(line.lstrip())
-
-
-def literal_blocks(lines):
-    """(number of its first line, lines) of each literal block."""
-    number = 0
-    while number < len(lines):
-        opener = lines[number]
-        number += 1
-        if not opener.rstrip().endswith('::') or opener.lstrip().startswith('.. '):
-            continue
-        start = number
-        while number < len(lines) and (not lines[number].strip() or
-                                       indentation(lines[number]) > indentation(opener)):
-            number += 1
-        while start < number and not lines[start].strip():
-            start += 1
-        end = number
-        while start < end and not lines[end - 1].strip():
-            end -= 1
-        if start < end:
-            yield start + 1, lines[start:end]
-
-
-def transcript(number, block):
-    """The steps of a block, none when it is not a transcript."""
-    indent = min(indentation(line) for line in block if line.strip())
-    lines = [line[indent:].rstrip() for line in block]
-    if not any(line.startswith('# ') for line in lines):
-        return []
-    if not lines[0].startswith('# '):
-        raise Failure(f'line {number}: output without a command: {lines[0]}')
-    steps, more = [], False
-    for line in lines:
-        if more:
-            command, printed, width = steps[-1]
-            steps[-1] = Step(f'{command}\n{line}', printed, width)
-        elif line.startswith('# '):
-            steps.append(Step(line.removeprefix('# '), [], COLUMNS - indent))
-        elif line:
-            steps[-1].printed.append(line)
-        more = (more or line.startswith('# ')) and line.endswith('\\')
-    if more:
-        raise Failure(f'line {number}: the last command has no end')
-    return steps
-
-
 def steps_of(path):
-    """All steps of a document; names the blocks that are none."""
-    steps = []
-    for number, block in literal_blocks(path.read_text(encoding='utf-8').splitlines()):
-        found = transcript(number, block)
-        steps += found
-        if not found:
-            print(f'      line {number} is not a transcript: {" ".join(block[0].split())}')
+    """All steps of a document."""
+    steps, more = [], False
+    for block in BLOCK.findall(path.read_text(encoding='utf-8')):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        if not lines[0].startswith('# '):
+            continue
+        for line in lines:
+            if more:
+                steps[-1] = steps[-1]._replace(command=f'{steps[-1].command}\n{line}')
+            elif line.startswith('# '):
+                steps.append(Step(line.removeprefix('# '), []))
+            else:
+                steps[-1].printed.append(line)
+            more = (more or line.startswith('# ')) and line.endswith('\\')
     if not steps:
         raise Failure(f'{path} has no command')
     return steps
@@ -131,9 +90,9 @@ def plain(line):
     return line
 
 
-def unfold(printed, seen, width):
+def unfold(printed, seen):
     """Join lines of the page which are one that was seen and is too long for it."""
-    long = {plain(line) for line in seen if len(' '.join(line.split())) > width}
+    long = {plain(line) for line in seen if len(' '.join(line.split())) > COLUMNS}
     start = 0
     while start < len(printed):
         for end in range(len(printed), start, -1):
@@ -146,7 +105,7 @@ def unfold(printed, seen, width):
 
 def differences(step, seen):
     """Lines that only the page or only the command has, or have another order."""
-    page = list(unfold(step.printed, seen, step.width))
+    page = list(unfold(step.printed, seen))
     return [line for line in difflib.ndiff(page, [plain(line) for line in seen])
             if line[0] in '-+']
 
@@ -165,7 +124,6 @@ class Shell:
         tty.setraw(output)
         self.output = b''
         env = {**os.environ, 'PATH': f'{ip_directory}:{os.environ["PATH"]}', 'LC_ALL': 'C'}
-        env.pop('BASH_ENV', None)
         # pylint: disable-next=consider-using-with  # it lives as long as the machine
         self.process = subprocess.Popen(['bash'], stdin=subprocess.PIPE, stdout=output,
                                         stderr=output, env=env)
@@ -243,52 +201,42 @@ def follow(shell, step, last):
     return problems
 
 
-def follow_all(shell, steps):
-    """(step, what is wrong with it) of each step."""
-    stuck = False
+def follow_all(ip_directory, *paths):
+    """Run all steps; print a line for each and yield whether it failed."""
+    if not os.access(ip_directory / 'ip', os.X_OK):
+        raise Failure(f'there is no {ip_directory}/ip: run scripts/iproute2 first')
+    steps = [step for path in paths for step in steps_of(path)]
+    shell, stuck = Shell(ip_directory), False
     for step in steps:
-        if stuck:
-            yield step, ['  not run']
-            continue
         try:
-            problems = follow(shell, step, step is steps[-1])
+            problems = ['  not run'] if stuck else follow(shell, step, step is steps[-1])
         except (Failure, OSError) as error:
             problems = [*(f'+ {line}' for line in shell.lines()), f'  {error}']
             stuck = True
-        yield step, problems
+        command = ' '.join(step.command.replace('\\\n', '').split())
+        print('\n      '.join([f'{"FAIL" if problems else "ok  "}  {command}', *problems]),
+              flush=True)
+        yield bool(problems)
 
 
-def arguments():
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--ip', type=pathlib.Path, metavar='DIR',
-                        default=REPO / 'build/iproute2/ip')
-    parser.add_argument('document', type=pathlib.Path, metavar='DOCUMENT.rst')
-    return parser.parse_args()
+def sum_up(failed):
+    """Print the last line; return the exit status."""
+    failed = list(failed)
+    print(f'{failed.count(False)} ok, {sum(failed)} FAIL')
+    return 1 if any(failed) else 0
 
 
 def main():
-    """Print a line for each command; return the exit status."""
-    options = arguments()
-    program = options.ip.resolve() / 'ip'
-    if not os.access(program, os.X_OK):
-        print(f'document.py: there is no {program}: run scripts/iproute2 first', file=sys.stderr)
-        return 1
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--ip', type=pathlib.Path, metavar='DIR', default=IP_DIRECTORY)
+    parser.add_argument('documents', type=pathlib.Path, nargs='+', metavar='DOCUMENT.rst')
+    options = parser.parse_args()
     try:
-        steps = steps_of(options.document)
-    except (Failure, OSError, UnicodeDecodeError) as error:
+        return sum_up(follow_all(options.ip.resolve(), *options.documents))
+    except (Failure, OSError) as error:
         print(f'document.py: {error}', file=sys.stderr)
         return 1
-    failed = 0
-    for step, problems in follow_all(Shell(program.parent), steps):
-        command = ' '.join(step.command.replace('\\\n', '').split())
-        print(f'{"FAIL" if problems else "ok  "}  {command}')
-        for line in problems:
-            print(f'      {line}')
-        sys.stdout.flush()
-        failed += bool(problems)
-    print(f'{len(steps) - failed} ok, {failed} FAIL')
-    return 1 if failed else 0
 
 
 if __name__ == '__main__':

@@ -13,52 +13,21 @@ with the kernel's, which takes a minute.
 
 import collections
 import contextlib
-import json
 import select
-import socket
 import sys
 import time
 
-from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, PORT, PREFIXES, VMAC, Failure, Row, Wire,
-                 add_override, all_of, both, expect, family, flow, forget, inside, ip, ip_batch,
-                 know, nobody, set_up, without_inet6)
+from lab import (DEADLINE, GW, IPV4, MBOX, PREFIXES, Failure, Row, Wire, add_override, both, family,
+                 flow, forget, inside, ip_batch, know, set_up, stat)
 from traffic import frames_to
 from tracing import OVERRIDES, choices, traced
-from counters import stat
 
-MSG_PROBE = 0x10    # <linux/socket.h>
 # Neighbour sysctls that make a fallback quick
 QUICK = {'base_reachable_time_ms': 200, 'delay_first_probe_time': 0, 'retrans_time_ms': 50,
          'ucast_solicit': 3}
 PACE = 0.005    # seconds between datagrams
 # A timer of the kernel may be late by an eighth, and all of us if others run.
 LATE, BUSY = 9 / 8, 0.25
-
-
-# --- packets ---
-
-def asks_for(frame):
-    """The address that a frame asks the link-layer address of, if any."""
-    what, _, _ = frame
-    return what[2] if what and what[1] == 'request' else None
-
-
-def sent_asking(wire, address, *wanted):
-    """Send a datagram; its Frame, with a problem if none of wanted is asked for before it."""
-    frame = wire.send(address)
-    asked = [what for what in map(asks_for, wire.passed) if what]
-    if not frame.problem and {*wanted} - {*asked}:
-        frame = frame._replace(problem=f'asked for: {asked}')
-    return frame
-
-
-def sent_until(wire, address, dst):
-    """Send datagrams until one goes to dst; return the last Frame."""
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        frame = wire.send(address)
-        if frame.problem or frame.dst == dst or time.monotonic() > deadline:
-            return frame
 
 
 class Stream:
@@ -198,31 +167,6 @@ def within(note, what, seconds):
 # --- the cases ---
 
 @both
-def fallback(wire, prefix):
-    """fallback"""
-    fam = family(prefix)
-    # note, number, neigh, who is asked for, source
-    kinds = [(': via', 370, f'via {fam.mbox}', fam.mbox, HOST),
-             (': via inet6', 371, f'via inet6 {IPV6.mbox}', IPV6.mbox, HOST),
-             (': via + src', 372, f'via {fam.mbox} src-lladdr {VMAC}', fam.mbox, VMAC)]
-    for address, (note, number, neigh, preferred, src) in zip(prefix, without_inet6(fam, kinds)):
-        add_override(address, number, f'{neigh} fallback')
-        forget(preferred)
-        yield expect(sent_asking(wire, address, preferred), GW, src, f'{note}, first')
-        yield expect(sent_until(wire, address, MBOX), MBOX, src, f'{note}, soon')
-
-
-@both
-def fallback_unknown(wire, prefix):
-    """fallback"""
-    fam = family(prefix)
-    # The packet waits for gw, and is gw's when both have answered.
-    forget(all_of(fam))
-    add_override(prefix, 375, f'via {fam.mbox} fallback')
-    yield expect(sent_asking(wire, prefix[1], fam.mbox, fam.gw), GW, HOST, ': both unknown')
-
-
-@both
 def fallback_outage(wire, prefix):
     """outage"""
     fam = family(prefix)
@@ -246,68 +190,7 @@ def fallback_outage(wire, prefix):
               f'{len(traces)} choices, {agreed} as the frames', None)
 
 
-def confirming(address, flags, payload=b'alive'):
-    """Say on a datagram that the neighbour is alive."""
-    with flow(address) as sock:
-        sock.send(payload, flags)
-
-
-def talking(address):
-    """Say so as TCP does, when data has been acknowledged."""
-    with inside('server'):
-        listener = socket.create_server(('', PORT), family=family(address).number)
-    with inside('host'):
-        client = socket.socket(family(address).number)
-    with listener, client:
-        for sock in listener, client:
-            sock.settimeout(DEADLINE)
-        client.connect((str(address), PORT))
-        server, _ = listener.accept()
-        with server:
-            server.settimeout(DEADLINE)
-            for _ in range(2):
-                client.send(b'question')
-                server.recv(64)
-                server.send(b'answer')
-                client.recv(64)
-
-
-ALIVE = {
-    ': MSG_CONFIRM': lambda address: confirming(address, socket.MSG_CONFIRM),
-    ': MSG_PROBE': lambda address: confirming(address, socket.MSG_CONFIRM | MSG_PROBE, b''),
-    ': TCP': talking,
-    # The contrast
-    ': UDP': lambda address: confirming(address, 0),
-}
-
-
-def confirmed(fam):
-    """The neighbours of host that have been confirmed just now."""
-    names = {fam.gw: 'gw', fam.mbox: 'mbox', nobody(fam): 'nobody'}
-    # Entries start with an age of twice that.
-    age = neigh_sysctl('base_reachable_time_ms', fam=fam) / 1000
-    entries = json.loads(ip('-json -statistics neigh show dev eth0'))
-    return [names[entry['dst']] for entry in entries
-            if entry['dst'] in names and entry['confirmed'] < age]
-
-
-@both
-def fallback_confirms(_, prefix):
-    """alive"""
-    fam = family(prefix)
-    for address, number, preferred, used in ((prefix[1], 378, nobody(fam), 'gw'),
-                                             (prefix[2], 379, fam.mbox, 'mbox')):
-        add_override(address, number, f'via {preferred} fallback')
-        for note, act in ALIVE.items():
-            forget(all_of(fam))
-            know(fam.gw, fam.mbox, state='stale')
-            act(address)
-            expected = [] if note == ': UDP' else [used]
-            yield Row(f'{note}, by {used}', f'confirmed: {expected}',
-                      f'confirmed: {confirmed(fam)}', None)
-
-
-CASES = (fallback, fallback_unknown, fallback_outage, fallback_confirms)
+CASES = (fallback_outage,)
 
 
 def main(words):

@@ -4,7 +4,7 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, TRANSPARENT, VMAC, Failure, Row, both,
-                 capture, describe, family, inside, ip_batch, netlink_here, nft, nobody, passed,
+                 capture, describe, family, inside, ip_batch, ip_in, nft, nobody, passed, stat,
                  without_inet6)
 from traffic import protocol_and_destination, run_in
 
@@ -64,8 +64,7 @@ def gw_nexthop(number, words, route):
     number += fam.first
 
     def change(words, action='replace'):
-        with inside('gw'):
-            netlink_here(None, f'{fam.option} nexthop {action} id {number} {words}')
+        ip_in('gw', f'{fam.option} nexthop {action} id {number} {words}')
     change(words, 'add')
     ip_batch('gw', f'route add {route} nhid {number}')
     try:
@@ -218,10 +217,8 @@ def flow_counted(wire, prefix):
     with flowtable(fam), gw_nexthop(354, f'dev eth0 neigh lladdr {MBOX} counters', client(fam)), \
             established(wire, prefix[1]) as flow:
         yield from flow.observe(': counters', 'offloaded', back=(MBOX, GW))
-        with inside('gw'):
-            shown = netlink_here(None, f'nexthop show id {354 + fam.first} stats')
-        yield Row(': counters, packets', str(ROUNDS + 2), shown.split()[
-            shown.split().index('packets') + 1], None)
+        yield Row(': counters, packets', str(ROUNDS + 2),
+                  str(stat(354 + fam.first, 'packets', 'gw')), None)
 
 
 @contextlib.contextmanager

@@ -21,17 +21,18 @@ import collections
 import contextlib
 import ctypes
 import ipaddress
+import pathlib
 import select
 import socket
 import subprocess
 import time
 
-import netlink
-
 HOST, GW, MBOX = '02:00:00:00:00:02', '02:00:00:00:00:01', '02:00:00:00:00:09'
 VMAC = '00:00:5e:00:01:07'
 LEGEND = {'host': HOST, 'gw': GW, 'mbox': MBOX, 'virtual router': VMAC}
 
+# It knows overrides: scripts/iproute2 builds it.
+IP = str(pathlib.Path(__file__).resolve().parents[1] / 'build/iproute2/ip/ip')
 LIBC = ctypes.CDLL(None, use_errno=True)
 # Behind server; each case has a part of them for itself, of each of its families.
 NETWORKS = tuple(map(ipaddress.ip_network, ('203.0.113.0/24', '198.51.100.128/25')))
@@ -41,8 +42,6 @@ NETWORK6 = ipaddress.ip_network('2001:db8:100::/56')
 PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126)) for place in range(128))
 PORT = 7007
 ETH_P_ALL = 3
-# <linux/icmpv6.h>
-DISCOVERY = {135: 'request', 136: 'reply'}
 DEADLINE = 3    # seconds that a packet may take
 
 # name, link-layer address, number of its addresses on the LAN
@@ -58,18 +57,17 @@ SYSCTLS = {
     'net/ipv4/fib_multipath_hash_policy': 1, 'net/ipv6/fib_multipath_hash_policy': 1,
 }
 
-# lan: what the addresses on the LAN begin with, link: those that routers are known by,
-# beyond: those behind gw; first: what is added to the numbers of nexthop objects
-Family = collections.namedtuple('Family', 'number option lan length link beyond host gw mbox first')
-IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '192.0.2.', '198.51.100.',
+# lan: what the addresses on the LAN begin with, beyond: those behind gw; first: what is
+# added to the numbers of nexthop objects
+Family = collections.namedtuple('Family', 'number option lan length beyond host gw mbox first')
+IPV4 = Family(socket.AF_INET, '-4', '192.0.2.', 24, '198.51.100.',
               '192.0.2.2', '192.0.2.1', '192.0.2.9', 0)
-IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, 'fe80::ff:fe00:', '2001:db8:ff::',
+IPV6 = Family(socket.AF_INET6, '-6', '2001:db8::', 64, '2001:db8:ff::',
               '2001:db8::2', '2001:db8::1', '2001:db8::9', 1000)
 # <linux/in.h>, <linux/in6.h>
 TRANSPARENT = {IPV4: (socket.IPPROTO_IP, 19), IPV6: (socket.IPPROTO_IPV6, 75)}
 
-# arp: the ARP packets, or what IPv6 has instead, that passed between sending and the frame
-Frame = collections.namedtuple('Frame', 'dst src arp problem')
+Frame = collections.namedtuple('Frame', 'dst src problem')
 # expected, seen: (dst, src) or a text; expected is None: seen says why it was not checked
 Row = collections.namedtuple('Row', 'note expected seen problem')
 
@@ -133,7 +131,7 @@ def write(path, value):
 
 def ip_batch(name, *lines):
     """Run lines of 'ip' in a namespace."""
-    command = ['ip', *(['-n', name] if name else []), '-batch', '-']
+    command = [IP, *(['-n', name] if name else []), '-batch', '-']
     done = subprocess.run(command, input='\n'.join(lines), text=True,
                           capture_output=True, check=False)
     if done.returncode:
@@ -195,22 +193,13 @@ def not_router6(name):
 
 
 def ip(line):
-    """Run a line of stock 'ip' on host; return what it prints."""
-    done = subprocess.run(['ip', '-n', 'host', *line.split()], text=True,
-                          capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(f'ip {line}: {done.stderr.strip()}')
-    return done.stdout
+    """Run a line of 'ip' on host; return what it prints."""
+    return ip_in('host', line)
 
 
 def nobody(fam):
     """An address on the LAN that nobody has."""
     return f'{fam.lan}237'
-
-
-def all_of(fam):
-    """The prefix of the LAN."""
-    return f'{fam.lan}0/{fam.length}'
 
 
 def know(*addresses, state='reachable'):
@@ -237,30 +226,22 @@ def nft(rules):
         raise Failure(f'nft: {done.stderr.strip()}')
 
 
-def nl(line):
-    """Run a line of netlink.py on host; return what it prints."""
-    with inside('host'):
-        try:
-            return '\n'.join(netlink.run(line.split()))
-        except netlink.KernelError as error:
-            raise Failure(f'netlink.py {line}: {error}') from error
+def ip_in(name, line):
+    """Run a line of 'ip' in a namespace, or where we are; return what it prints."""
+    done = subprocess.run([IP, *(['-n', name] if name else []), *line.split()], text=True,
+                          capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f'ip {line}: {done.stderr.strip()}')
+    return done.stdout
 
 
-def netlink_here(_, line):
-    """Run a line of netlink.py where we are."""
-    return '\n'.join(netlink.run(line.split()))
+netlink_here = ip_in    # as last_hop calls it
 
 
 def refusal(name, line):
-    """Why a line of 'ip', or of netlink.py if it has a 'neigh', is refused in a namespace."""
+    """Why a line of 'ip' is refused in a namespace."""
     try:
-        if ' neigh ' in line:
-            with inside(name) if name else contextlib.nullcontext():
-                netlink_here(name, line)
-        else:
-            ip_batch(name, line)
-    except netlink.KernelError as error:
-        return str(error).partition(': ')[2]
+        ip_batch(name, line)
     except Failure as error:
         return str(error).removeprefix('Error: ').removesuffix('.')
     return 'not refused'
@@ -270,24 +251,12 @@ def refusal(name, line):
 
 def describe(data):
     """What a frame carries, as far as it matters here."""
-    if data[12:14] == b'\x08\x06':
-        if data[21] == 1:
-            return 'ARP', 'request', socket.inet_ntoa(data[38:42])
-        return 'ARP', 'reply', socket.inet_ntoa(data[28:32])
+    if data[12:14] == b'\x08\x06' and data[21] == 1:
+        return 'ARP', 'request', socket.inet_ntoa(data[38:42])
     if data[12:14] == b'\x08\x00' and data[23] == socket.IPPROTO_UDP:
-        payload = 14 + 4 * (data[14] & 15) + 8
-        return 'UDP', socket.inet_ntoa(data[30:34]), data[payload:]
-    return describe6(data) if data[12:14] == b'\x86\xdd' else None
-
-
-def describe6(data):
-    """What an IPv6 frame carries, as far as it matters here."""
-    address, target = (socket.inet_ntop(socket.AF_INET6, data[place:place + 16].ljust(16))
-                       for place in (38, 62))
-    if data[20] == socket.IPPROTO_UDP:
-        return 'UDP', address, data[62:]
-    if data[20] == socket.IPPROTO_ICMPV6 and data[54] in DISCOVERY:
-        return 'ND', DISCOVERY[data[54]], target
+        return 'UDP', socket.inet_ntoa(data[30:34]), data[14 + 4 * (data[14] & 15) + 8:]
+    if data[12:14] == b'\x86\xdd' and data[20] == socket.IPPROTO_UDP:
+        return 'UDP', socket.inet_ntop(socket.AF_INET6, data[38:54]), data[62:]
     return None
 
 
@@ -343,33 +312,28 @@ class Wire:
         for port in self.captures:
             self.captured(port)
 
-    def send(self, address, behind=None):
+    def send(self, address):
         """Send one datagram from a new socket; return its Frame."""
         with flow(address) as sock:
-            return self.send_on(sock, behind)
+            return self.send_on(sock)
 
-    def send_on(self, sock, behind=None):
-        """Send one datagram; return its Frame on host's cable, or on the cable
-        and with the destination that behind names."""
+    def send_on(self, sock):
+        """Send one datagram; return its Frame on host's cable."""
         self.sent += 1
         payload = b'datagram %d' % self.sent
-        port, address = behind or ('host', sock.getpeername()[0])
-        self.captured(port)
+        self.captured('host')
         sock.send(payload)
         problem = None if self.delivered(payload) else 'it did not reach server'
 
         # What has reached server has passed the capture before.
-        self.passed = frames = self.captured(port)
-        wanted = 'UDP', str(address), payload
-        places = [place for place, (what, _, from_host) in enumerate(frames)
-                  if what == wanted and from_host == (port == 'host')]
-        if not places:
-            return Frame(None, None, [], 'no frame on the wire')
-        if len(places) > 1:
-            problem = f'it was {len(places)} times on the wire'
-        arp = [what for what, _, _ in frames[:places[0]] if what and what[0] in ('ARP', 'ND')]
-        data = frames[places[0]][1]
-        return Frame(data[0:6].hex(':'), data[6:12].hex(':'), arp, problem)
+        self.passed = self.captured('host')
+        wanted = 'UDP', sock.getpeername()[0], payload
+        frames = [data for what, data, from_host in self.passed if from_host and what == wanted]
+        if not frames:
+            return Frame(None, None, 'no frame on the wire')
+        if len(frames) > 1:
+            problem = f'it was {len(frames)} times on the wire'
+        return Frame(frames[0][0:6].hex(':'), frames[0][6:12].hex(':'), problem)
 
     def captured(self, port):
         """(what, frame, whether it came in there) of all that passed since last time."""
@@ -391,27 +355,18 @@ def expect(frame, dst, src=HOST, note=''):
     return Row(note, (dst, src), (frame.dst, frame.src), frame.problem)
 
 
-def expect_spread(wire, prefix, note, *legs):
-    """A row for each of the legs that packets to a prefix are spread over."""
-    seen = {}
-    for address in [*prefix] * 8:
-        frame = wire.send(address)
-        if frame.problem or (frame.dst, frame.src) not in seen:
-            seen[frame.dst, frame.src] = frame
-        if frame.problem or address == prefix[-1] and seen.keys() >= {*legs}:
-            break
-    for number, leg in enumerate(legs, 1):
-        frame = seen.pop(leg, Frame(None, None, [], 'no packet went this way'))
-        yield expect(frame, *leg, f'{note} {number}')
-    for frame in seen.values():
-        yield expect(frame, None, None, f'{note} ?')
-
-
 def add_override(prefix, number, neigh):
     """A route by a nexthop object that has the gateway and an override."""
     fam = family(prefix)
-    nl(f'nexthop add id {fam.first + number} via {fam.gw} dev eth0 neigh {neigh}')
+    ip(f'nexthop add id {fam.first + number} via {fam.gw} dev eth0 neigh {neigh}')
     ip(f'route add {prefix} nhid {fam.first + number}')
+
+
+def stat(number, word, name='host'):
+    """A counter of a nexthop."""
+    shown = ip_in(name, f'-statistics nexthop show id {number}')
+    words = shown.partition(' neigh stats: ')[2].split()
+    return int(words[words.index(word) + 1])
 
 
 def sum_up(results):

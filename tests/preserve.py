@@ -3,8 +3,8 @@
 import contextlib
 import socket
 
-from lab import (GW, HOST, IPV4, IPV6, MBOX, VMAC, add_override, both, expect, family, flow, inside,
-                 ip, ip_batch, know, nl, nobody, without_inet6, write)
+from lab import (GW, HOST, IPV4, MBOX, add_override, both, expect, family, flow, inside, ip,
+                 ip_batch, know, write)
 from traffic import another_host, connect_node, ignored_sources, send_as
 from tracing import OVERRIDES, by_gw, expect_choice, traced
 
@@ -44,24 +44,6 @@ def preserve_mark(wire, prefix):
 
 
 @both
-def preserve_link(wire, prefix):
-    """owner by route"""
-    fam = family(prefix)
-    owner, number = f'{fam.beyond}89', fam.first + 398
-    know(fam.gw, fam.mbox, IPV6.mbox)
-    add_override(prefix[1], 397, 'preserve')
-    nl(f'{fam.option} nexthop add id {number} dev eth0')
-    ip(f'route add {owner} nhid {number}')
-    kinds = ((': lladdr', f'lladdr {MBOX} src-lladdr {VMAC}'), (': via', f'via {fam.mbox}'),
-             (': via inet6', f'via inet6 {IPV6.mbox}'))
-    for note, neigh in without_inet6(fam, kinds):
-        nl(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh {neigh}')
-        with ignored_sources():
-            yield expect(send_as(wire, owner, prefix[1]), GW, MBOX, note)
-    ip(f'route delete {owner}')
-
-
-@both
 def preserve_forwarded(wire, prefix):
     """forward"""
     fam = family(prefix)
@@ -70,19 +52,9 @@ def preserve_forwarded(wire, prefix):
     with another_host(wire), traced(OVERRIDES) as lines:
         connect_node('eth0', fam=fam)
         ip_batch('node', f'route add {prefix[1]} via {fam.host}')
-        # IPv6 has no such filter.
-        kinds = [(who, source, rp_filter) for who, source, rp_filter in (
-            ('mbox', fam.mbox, 0), ('mbox', fam.mbox, 2), ('nobody', nobody(fam), 0))
-                 if fam is IPV4 or not rp_filter]
-        for who, source, rp_filter in kinds:
-            with inside('host'):
-                write('/proc/sys/net/ipv4/conf/eth0/rp_filter', rp_filter)
-            frame = send_as(wire, source, prefix[1], 'node')
-            note = f' as {who}' + f', rp_filter {rp_filter}' * (fam is IPV4)
-            yield expect_choice(note, lines(), frame, (source, prefix[1]),
-                                f'{by_gw(fam)}, {HOST} (forwarded)')
-    with inside('host'):
-        write('/proc/sys/net/ipv4/conf/eth0/rp_filter', 0)
+        frame = send_as(wire, fam.mbox, prefix[1], 'node')
+        yield expect_choice(' as mbox', lines(), frame, (fam.mbox, prefix[1]),
+                            f'{by_gw(fam)}, {HOST} (forwarded)')
 
 
-CASES = (preserve_mark, preserve_link, preserve_forwarded)
+CASES = (preserve_mark, preserve_forwarded)

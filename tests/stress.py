@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import lab
-import netlink
 from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, PREFIXES6, VMAC
 
 UDP_SEGMENT, IP_TRANSPARENT, IPV6_TRANSPARENT = 103, 19, 75
@@ -186,46 +185,31 @@ def tapped():
 
 # --- changes ---
 
-def batch(*lines):
+def batch(*lines, option=''):
     """Lines of 'ip' where we are, each by itself; how many were taken."""
     # With --faults, an answer can be lost.
-    done = subprocess.run(['ip', '-force', '-batch', '-'], input='\n'.join(lines), text=True,
-                          capture_output=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(f'{lab.IP} {option} -force -batch -'.split(), text=True, check=False,
+                          input='\n'.join(lines), capture_output=True, timeout=PATIENCE)
     return len(lines) - done.stderr.count('Command failed')
 
 
-def words(line):
-    """A line of netlink.py where we are; whether it was taken."""
-    try:
-        netlink.run(line.split())
-    except (netlink.KernelError, OSError):
-        return 0
-    return 1
-
-
-def on_lan(device='eth0', gateway='192.0.2.1'):
-    """The words of a nexthop with an override."""
+def nexthop(number, device='eth0', gateway='192.0.2.1'):
+    """A line that replaces a nexthop object with an override."""
     via = random.choice((f'via {gateway} ', f'via {gateway} ', ''))
-    return f'{via}dev {device} neigh {random.choice(NEIGHS6 if ":" in gateway else NEIGHS)}'
-
-
-def replace(number, *nexthop):
-    """Replace a nexthop object, of IPv6 if its gateway is."""
-    option = '-6' if nexthop and ':' in nexthop[-1] else '-4'
-    return words(f'{option} nexthop replace id {number} {on_lan(*nexthop)}')
+    neigh = random.choice(NEIGHS6 if ':' in gateway else NEIGHS)
+    return f'nexthop replace id {number} {via}dev {device} neigh {neigh}'
 
 
 def objects():
     """Nexthop objects and groups of them."""
+    def line(gateway, numbers):
+        number = random.choice(numbers)
+        return random.choice((f'nexthop del id {number}',
+                              f'nexthop replace id {number} dev eth0 neigh selector unknown',
+                              *[nexthop(number, 'eth0', gateway)] * 18))
     while True:
-        for _ in range(20):
-            gateway, numbers = random.choice(
-                (('192.0.2.1', OBJECTS), ('2001:db8::1', OBJECTS6)))
-            if random.random() < 0.1:
-                yield words(f'nexthop del id {random.choice(numbers)}')
-                yield words(f'nexthop replace id {numbers[0]} dev eth0 neigh selector unknown')
-            else:
-                yield replace(random.choice(numbers), 'eth0', gateway)
+        yield batch(*(line('192.0.2.1', OBJECTS) for _ in range(10)))
+        yield batch(*(line('2001:db8::1', OBJECTS6) for _ in range(10)), option='-6')
         members, members6 = ('/'.join(map(str, random.sample(numbers, random.choice((1, 2, 4)))))
                              for numbers in (OBJECTS, OBJECTS6))
         yield batch(f'nexthop replace id {GROUP} group {members}',
@@ -258,10 +242,11 @@ def routes():
 def gw_routes():
     """What gw forwards goes by overrides, too, and back."""
     while True:
-        yield replace(1, 'eth1', '198.51.100.2') + replace(3, 'eth1', '2001:db8:ff::2')
-        yield words(f'nexthop replace id 2 dev eth0 neigh {random.choice(NEIGHS)}')
-        yield words(f'-6 nexthop replace id 4 dev eth0 neigh {random.choice(NEIGHS6)}')
-        yield batch(*(f'route replace {random.choice(PREFIXES)} nhid {random.choice((1, 3))}'
+        yield batch(nexthop(3, 'eth1', '2001:db8:ff::2'),
+                    f'nexthop replace id 4 dev eth0 neigh {random.choice(NEIGHS6)}', option='-6')
+        yield batch(nexthop(1, 'eth1', '198.51.100.2'),
+                    f'nexthop replace id 2 dev eth0 neigh {random.choice(NEIGHS)}',
+                    *(f'route replace {random.choice(PREFIXES)} nhid {random.choice((1, 3))}'
                       for _ in range(8)), 'route replace 192.0.2.128/25 nhid 2',
                     *(f'route replace {random.choice(PREFIXES6)} nhid 3' for _ in range(8)),
                     'route replace 2001:db8::/112 nhid 4')
@@ -319,10 +304,10 @@ def other_devices():
             done = batch(f'link add d0 {random.choice(KINDS)}',
                          'address add 198.18.0.1/24 dev d0',
                          'address add 2001:db8:18::1/64 dev d0', 'link set d0 up')
-            for number in range(20, 24):
-                done += replace(number, 'd0', '198.18.0.2')
-                done += replace(number + 10, 'd0', '2001:db8:18::2')
-            done += batch(*(f'route replace 198.18.{number}.0/24 nhid {number}'
+            done += batch(*(nexthop(number, 'd0', '2001:db8:18::2') for number in range(30, 34)),
+                          option='-6')
+            done += batch(*(nexthop(number, 'd0', '198.18.0.2') for number in range(20, 24)),
+                          *(f'route replace 198.18.{number}.0/24 nhid {number}'
                             for number in range(20, 24)),
                           *(f'route replace 2001:db8:18:{number}::/64 nhid {number + 10}'
                             for number in range(20, 24)),
@@ -341,10 +326,9 @@ def live_in_away():
     enter('away')
     batch('address add 192.0.2.99/24 dev eth0', 'address add 2001:db8::99/64 dev eth0 nodad',
           'link set eth0 up')
-    for number, number6 in zip(OBJECTS, OBJECTS6):
-        replace(number)
-        replace(number6, 'eth0', '2001:db8::1')
-    batch(*(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS),
+    batch(*(nexthop(number, 'eth0', '2001:db8::1') for number in OBJECTS6), option='-6')
+    batch(*map(nexthop, OBJECTS),
+          *(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS),
           *(f'route replace {PREFIXES6[number]} nhid {number}' for number in OBJECTS6))
     with udp() as sock, udp(family=socket.AF_INET6) as sock6:
         for number, number6 in zip(OBJECTS, OBJECTS6):
@@ -386,12 +370,13 @@ def readers():
     """Whoever looks: dumps with counters, routes of packets, the tracepoint on and off."""
     switch = f'{TRACING}/events/neigh_override/enable'
     while True:
-        done = words('nexthop show stats') + words(f'route get {any_address()}')
-        done += words(f'route get {any_address(socket.AF_INET6)}')
+        done = batch('nexthop show', option='-statistics')
         with contextlib.suppress(OSError):
             with open(switch, 'w', encoding='ascii') as file:
                 file.write(random.choice('01'))
         yield done + batch('route show', 'route show root 2001:db8::/32',
+                           f'route get {any_address()}',
+                           f'route get {any_address(socket.AF_INET6)}',
                            f'route get {any_address()} from {FOREIGN} iif eth0')
 
 
@@ -469,9 +454,10 @@ def prepare():
     lab.ip_batch('host', *(f'neigh replace {address} lladdr 02:00:00:00:00:50 dev eth0'
                            for address in (FOREIGN, FOREIGN6)))
     with lab.inside('host'):
-        objects_ready = [replace(number) for number in OBJECTS]
-        objects_ready += [replace(number, 'eth0', '2001:db8::1') for number in OBJECTS6]
-    if not all(objects_ready):
+        ready = batch(*map(nexthop, OBJECTS))
+        ready += batch(*(nexthop(number, 'eth0', '2001:db8::1') for number in OBJECTS6),
+                       option='-6')
+    if ready != len(OBJECTS) + len(OBJECTS6):
         raise lab.Failure('a nexthop object was refused')
 
 

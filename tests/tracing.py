@@ -7,7 +7,7 @@ import re
 import subprocess
 
 from lab import (GW, HOST, IPV4, IPV6, MBOX, VMAC, Row, add_override, both, family, forget, ip,
-                 know, nl, nobody, without_inet6, write)
+                 know, nobody, without_inet6, write)
 from traffic import ignored_sources, send_as, send_in_vain
 
 TRACING = '/sys/kernel/tracing'
@@ -106,12 +106,12 @@ def trace(wire, prefix):
     fam = family(prefix)
     number = fam.first + 391
     know(fam.gw, fam.mbox, IPV6.mbox)
-    nl(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX}')
+    ip(f'nexthop add id {number} via {fam.gw} dev eth0 neigh lladdr {MBOX}')
     ip(f'route add {prefix[1]} nhid {number}')
     ip(f'route add {prefix[2]} via link {MBOX} dev eth0')
     with traced(OVERRIDES) as lines, ignored_sources():
         for note, neigh, source, text in kinds_traced(fam):
-            nl(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh {neigh}')
+            ip(f'nexthop replace id {number} via {fam.gw} dev eth0 neigh {neigh}')
             frame = send_as(wire, source, prefix[1])
             yield expect_choice(note, lines(), frame, (source, prefix[1]), text)
         frame = wire.send(prefix[2])

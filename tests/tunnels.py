@@ -3,9 +3,9 @@
 import contextlib
 import socket
 
-from lab import (GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, VMAC, Row, add_override, both,
-                 family, flow, ip, ip_batch, know, nl)
-from traffic import BOTH, NODE, deliver, expect_frames, frames_to, past_ip, protocol_and_destination
+from lab import (GW, HOST, IPV4, IPV6, MBOX, NETWORK6, NETWORKS, VMAC, add_override, both, family,
+                 flow, ip, ip_batch)
+from traffic import BOTH, NODE, deliver, expect_frames, frames_to, past_ip
 
 INNER = '02:00:00:00:03:02'
 
@@ -103,7 +103,7 @@ def vxlan(wire, prefix):
     number = fam.first + 208
     with tunnel(prefix, 'vxlan7', 'vxlan id 7 dstport 4789'):
         ip_batch('server', f'link set vxlan7 address {INNER}')
-        nl(f'{fam.option} nexthop add id {number} dev vxlan7 neigh lladdr {INNER} '
+        ip(f'{fam.option} nexthop add id {number} dev vxlan7 neigh lladdr {INNER} '
            f'src-lladdr {NODE}')
         ip(f'route add {prefix[2]} nhid {number} src {fam.host}')
         with flow(prefix[2]) as sock:
@@ -114,41 +114,4 @@ def vxlan(wire, prefix):
     yield expect_frames(inner, (INNER, NODE), ': inner frame', problem=problem)
 
 
-@both
-def gretap(wire, prefix):
-    """gretap, no remote"""
-    fam = family(prefix)
-    number = fam.first + 232
-    # The neighbour is the other end: an IPv4 address, or an IPv6 address that stands for one.
-    ends = [f'{"::" * (fam is IPV6)}{address}' for address in (IPV4.mbox, IPV4.gw)]
-    ip_batch('host', 'link add gretap7 type gretap local 192.0.2.2 dev eth0',
-             'link set gretap7 addrgenmode none', 'link set gretap7 up',
-             *(f'neigh add {address} lladdr {INNER} nud permanent dev gretap7'
-               for address in (prefix[1], *ends)))
-    kinds = {IPV4: ((': plain', '', prefix[1]), (': via', f'neigh via {ends[0]}', IPV4.mbox)),
-             IPV6: ((': plain', f'via {ends[0]}', IPV4.mbox),
-                    (': via', f'via {ends[0]} neigh via {ends[1]}', IPV4.gw),
-                    # Nobody says where the other end is.
-                    (': lladdr', f'via {ends[0]} neigh lladdr {INNER}', None),
-                    # The tunnel would send from the device's address.
-                    (': source', f'via {ends[0]} neigh src-lladdr {VMAC}', None))}
-    if fam is IPV6:
-        ip('route add ::192.0.2.0/120 dev gretap7')
-    nl(f'{fam.option} nexthop add id {number} dev gretap7')
-    ip(f'route add {prefix[1]} nhid {number} src {fam.host}')
-    know(IPV4.gw, IPV4.mbox)
-    for note, words, remote in kinds[fam]:
-        nl(f'{fam.option} nexthop replace id {number} dev gretap7 {words}')
-        wire.forget()
-        with flow(prefix[1]) as sock, contextlib.suppress(OSError):
-            sock.send(b'inside')
-        seen = [f'GRE to {what[1]}, inside it to {past_ip(data)[4:][:6].hex(":")}'
-                for _, data, from_host in wire.captured('host')
-                for what in [protocol_and_destination(data)]
-                if from_host and what and what[0] == socket.IPPROTO_GRE]
-        yield Row(note, f'GRE to {remote}, inside it to {INNER}' if remote else 'no frame',
-                  ', '.join(seen) or 'no frame', None)
-    ip('link delete gretap7')
-
-
-CASES = (xfrm_transport, xfrm_tunnel, tunnels, vxlan, gretap)
+CASES = (xfrm_transport, xfrm_tunnel, tunnels, vxlan)

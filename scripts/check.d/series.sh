@@ -6,7 +6,7 @@ SERIES_CHECKS=(
 "cover-letter     each posting has a cover letter; base and tree are named"
 "size             limits of patches a posting and of added lines of code, without tests
                    and documents: a patch, the stack without repairs"
-"b4               'b4 am' and 'b4 shazam' take it from a mailbox and make the branch"
+"b4               'b4 am' takes it from a mailbox and makes the branch"
 "machine-code     ip_finish_output2(), ip6_finish_output2(): without the option that of the
                    base, with it a NOP more"
 "sizes            struct rtable, rt6_info, fib_nh_common: growth and place (pahole)"
@@ -15,7 +15,6 @@ SERIES_CHECKS=(
 "docs             Sphinx has nothing to say about what the series touches"
 "coccinelle       the kernel's semantic patches, on the series' own files"
 "sparse           is there a sparse that takes this kernel?  'gcc' runs it"
-"smatch           smatch on the series' own files"
 )
 
 POSTING_PATCHES=12
@@ -115,59 +114,29 @@ mailbox() {
 	done
 }
 
-# A work tree without files, on the base.
-empty_work_tree() {
-	tree_git worktree remove --force --force "$1" >/dev/null 2>&1 || true
-	rm -rf "$1"
-	tree_git worktree prune
-	tree_git worktree add -q -f --no-checkout --detach "$1" base
-	tree_git -C "$1" read-tree base
-}
-
-# What b4 finds of the user's settings, network and cache is not used.
-lonely_b4() {
-	HOME=$WORK/b4-home XDG_CACHE_HOME=$WORK/b4-home XDG_DATA_HOME=$WORK/b4-home \
-	GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=$WORK/b4-home/gitconfig \
-	GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@example.org \
-		timeout 120 b4 --offline-mode --no-interactive "$@" </dev/null
-}
-
-same_tree() {
-	[ "$(tree_git -C "$1" rev-parse 'HEAD^{tree}')" = \
-	  "$(tree_git rev-parse "$BRANCH^{tree}")" ] || finding "$2 makes another tree than the branch"
-	[ "$(tree_git -C "$1" rev-list --count base..HEAD)" = ${#COMMITS[@]} ] ||
-		finding "$2 makes $(tree_git -C "$1" rev-list --count base..HEAD) commits"
-}
-
-# take_by_am TREE FOLDER POSTING, take_by_shazam TREE FOLDER: from the mailbox there.
-take_by_am() {
-	(cd "$1" && lonely_b4 am --no-cache -m "$2/mailbox" -o "$2" -n "$3" 0.check@example.org)
-	GIT_COMMITTER_NAME=check GIT_COMMITTER_EMAIL=check@example.org \
-		tree_git -C "$1" -c commit.gpgSign=false am -q --no-3way "$2/$3.mbx"
-}
-
-take_by_shazam() {
-	(cd "$1" && lonely_b4 shazam --no-cache -m "$2/mailbox" 0.check@example.org)
-}
-
 check_b4() {
-	local tree=$WORK/b4-tree out=$WORK/b4-out posting way
+	local tree=$WORK/b4-tree out=$WORK/b4-out posting
 	want b4:b4
 	rm -rf "$WORK/b4-home" "$out"
 	mkdir -p "$WORK/b4-home" "$out"
 	printf '[user]\n\tname = check\n\temail = check@example.org\n[safe]\n\tdirectory = *\n' \
 		>"$WORK/b4-home/gitconfig"
-	for way in am shazam; do
-		empty_work_tree "$tree"
-		for posting in "${POSTINGS[@]}"; do
-			mailbox "$posting" >"$out/mailbox"
-			"take_by_$way" "$tree" "$out" "$posting"
-		done
-		same_tree "$tree" "b4 $way"
+	begin_aside "$tree"
+	for posting in "${POSTINGS[@]}"; do
+		mailbox "$posting" >"$out/mailbox"
+		# Without the user's settings, network and cache
+		(cd "$tree" && HOME=$WORK/b4-home XDG_CACHE_HOME=$WORK/b4-home \
+			XDG_DATA_HOME=$WORK/b4-home GIT_CONFIG_NOSYSTEM=1 \
+			GIT_CONFIG_GLOBAL=$WORK/b4-home/gitconfig timeout 120 b4 --offline-mode \
+			--no-interactive am --no-cache -m "$out/mailbox" -o "$out" -n "$posting" \
+			0.check@example.org </dev/null)
+		am_aside "$tree" --no-3way "$out/$posting.mbx"
 	done
+	[ "$(tree_git -C "$tree" rev-parse 'HEAD^{tree}')" = "$(tree_git rev-parse "$BRANCH^{tree}")" ] ||
+		finding "another tree than the branch"
 	grep -q 'base-commit' "$out/${POSTINGS[0]}.cover" || finding "b4 am lost the base"
-	tree_git worktree remove --force --force "$tree"
-	echo "am and shazam: ${#COMMITS[@]} patches, the tree of the branch ($(b4 --version))"
+	discard_aside "$tree"
+	echo "${#COMMITS[@]} patches, the tree of the branch ($(b4 --version))"
 }
 
 check_machine_code() {
@@ -327,14 +296,3 @@ check_coccinelle() {
 		"not run by this spatch:${said:- none}"
 }
 
-check_smatch() {
-	local objects
-	command -v smatch >/dev/null || skip "no smatch: Debian has no package of it"
-	use_variant gcc
-	configure_variant
-	objects=$(own_sources | sed 's/\.c$/.o/')
-	# shellcheck disable=SC2086  # one word an object
-	variant_make C=2 CHECK="smatch -p=kernel" $objects 2>&1 |
-		grep -E "(warn|error):" | findings "" || true
-	echo "$(wc -w <<<"$objects") objects"
-}

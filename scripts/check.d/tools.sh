@@ -13,25 +13,17 @@ want() {
 # newer_package PACKAGE [source]: download it into the current directory from
 # Debian's unstable suite, with an apt state of its own.
 newer_package() {
-	local apt=$BUILD/apt/tools keyring=/usr/share/keyrings/debian-archive-keyring.gpg uri
-	local tool=(apt-get -o Dir::State="$apt/state" -o Dir::Cache="$apt/cache"
-		-o Dir::Etc::SourceList="$apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
-		-o Dir::Etc::PreferencesParts=/dev/null -o Dir::State::Status=/dev/null
-		-o APT::Sandbox::User=root)
-	command -v apt-get >/dev/null && [ -f "$keyring" ] || return 1
-	# shellcheck disable=SC2016
-	uri=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' |
-		awk '$2 == "Debian" { print $1; exit }')
+	local uri
+	command -v apt-get >/dev/null || return 1
+	uri=$(mirror_of Debian)
 	[ -n "$uri" ] || return 1
-	mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
-	printf '%s [signed-by='"$keyring"'] %s sid main\n' deb "$uri" deb-src "$uri" \
-		>"$apt/sources.list"
-	[ -n "$(find "$apt/state/lists" -name '*Packages*' -mmin -1440 -print -quit)" ] ||
-		"${tool[@]}" -q update || return 1
+	private_source tools "$uri" sid deb deb-src
+	[ -n "$(find "$BUILD/apt/tools/state/lists" -name '*Packages*' -mmin -1440 -print -quit)" ] ||
+		private_apt tools apt-get -q update || return 1
 	if [ "${2:-}" = source ]; then
-		"${tool[@]}" -q source --only-source --download-only "$1"
+		private_apt tools apt-get -q source --only-source --download-only "$1"
 	else
-		"${tool[@]}" -q download "$1"
+		private_apt tools apt-get -q download "$1"
 	fi
 }
 
