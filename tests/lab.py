@@ -235,9 +235,6 @@ def ip_in(name, line):
     return done.stdout
 
 
-netlink_here = ip_in    # as last_hop calls it
-
-
 def refusal(name, line):
     """Why a line of 'ip' is refused in a namespace."""
     try:

@@ -11,7 +11,7 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, add_override,
-                 both, expect, family, inside, ip, ip_batch, netlink_here, nft, nl, write)
+                 both, expect, family, inside, ip, ip_batch, ip_in, nft, write)
 from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
@@ -91,9 +91,9 @@ def answers(wire, prefix):
 def balanced_answers(wire, prefix):
     """last hop: IPVS"""
     fam = family(prefix)
-    nexthop = f'id {fam.first + 391}'
-    nl(f'nexthop add {nexthop} via {fam.mbox} dev eth0 neigh selector last-hop')
-    ip(f'route add {prefix[1]} nhid {fam.first + 391}')
+    nexthop = f'id {fam.first + 398}'
+    ip(f'nexthop add {nexthop} via {fam.mbox} dev eth0 neigh selector last-hop')
+    ip(f'route add {prefix[1]} nhid {fam.first + 398}')
     ip_batch('mbox', f'route add {prefix[1]} via {fam.host}')
     with balanced(fam.host, fam.mbox, 'masquerading'):
         with inside('host'):
@@ -140,9 +140,9 @@ def take_frames(ips, fam):
              'far': (ROUTER, 'router'), 'proxy': (PROXY, None)}
     owners = ', '.join(f'{ips[name]} . {mac} . "{port}"' for name, (mac, home) in homes.items()
                        for port in NEIGHBOURS if port != home)
-    ip, table = ('IPv6', 'ip6') if fam is IPV6 else ('IPv4', 'ip')
+    layer, table = ('IPv6', 'ip6') if fam is IPV6 else ('IPv4', 'ip')
     for port in 'sport', 'dport':
-        run_in(namespace('proxy'), BROUTE.format(ip=ip, table=table, port=port))
+        run_in(namespace('proxy'), BROUTE.format(ip=layer, table=table, port=port))
     with inside(namespace('proxy')):
         nft('flush ruleset')
         nft(RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
@@ -167,7 +167,7 @@ def proxied_answers(_, prefix):
         before = wrong_frames()
         add_overrides(watch.fam, 'preserve')
         with inside(namespace('proxy')):
-            netlink_here(None, f'{watch.fam.option} nexthop add id 302 dev br0 '
+            ip_in(None, f'{watch.fam.option} nexthop add id 302 dev br0 '
                                'neigh selector last-hop')
         ip_batch(namespace('proxy'), f'route add {ips["client"]} nhid 302 src {ips["proxy"]}')
         for server, mac in ('near', NEAR), ('far', ROUTER):
