@@ -43,7 +43,7 @@ ALLOCINFO = '/proc/allocinfo'
 TRACING = '/sys/kernel/tracing'
 DEBUG = '/sys/kernel/debug'
 FAULTS = 10**9      # at most
-PATIENCE = 30       # seconds
+PATIENCE = 120      # seconds
 # User-mode Linux panics when it has none for its own page tables.
 CACHES = 'kmalloc-*', 'skbuff_*', 'ip*_dst_cache', 'ip_fib_*', 'fib6_node', 'nf_*'
 
