@@ -6,7 +6,7 @@ usage: stress.py [--seconds N] [--seed N] [--faults]
 Runs in a guest of scripts/boot, on the LAN of lab.py.  Each worker is a process of its own in
 a host's namespace: senders count packets, changers what the kernel took of their changes.  In
 the end all namespaces go, and no override may be left.  Exit status 1: something is left.
-With --faults, one of a hundred allocations of the kernel fails, whoever makes it.
+With --faults, one of a hundred allocations from CACHES fails, whoever makes it.
 """
 
 import argparse
