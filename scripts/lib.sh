@@ -277,9 +277,10 @@ logged() {
 }
 
 # Common options: --base B and -h.  What is left is in ARGS; nothing behind
-# '--' is looked at.
+# '--' is looked at.  A script whose help says NEWEST is for that base by default.
 parse_options() {
 	local base=$DEFAULT_BASE
+	! sed -n '2,3p' "$0" | grep -qF -- '[--base NEWEST]' || base=${ALL_BASES[0]}
 	ARGS=()
 	while [ $# -gt 0 ]; do
 		case $1 in
