@@ -15,6 +15,11 @@ KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:per
 # That of iproute2's ip.
 IPROUTE2_TOOLS=(git:git make:make gcc:gcc ld:binutils /usr/include/stdio.h:libc6-dev
 	pkg-config:pkg-config /usr/include/libmnl/libmnl.h:libmnl-dev)
+# What the series' selftests and the demonstration run.
+TEST_TOOLS=(ip:iproute2 nft:nftables ethtool:ethtool tcpdump:tcpdump ebtables:ebtables
+	conntrack:conntrack ipvsadm:ipvsadm /usr/bin/python3:python3
+	/usr/lib/python3/dist-packages/yaml/__init__.py:python3-yaml
+	/usr/lib/python3/dist-packages/jsonschema/__init__.py:python3-jsonschema)
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2

@@ -44,7 +44,7 @@ MODULES = (link, fallback, tracing, preserve, proxy, forwarding, output, discove
 # What only some cases need: scripts/demo --all installs it.
 PROGRAMS = {'haproxy': r'proxy\.(proxy_plain|proxy_preserve|owner_unknown)|last_hop\.proxied',
             'ebtables-legacy': r'last_hop\.proxied',
-            'ipvsadm': r'\w+\.ipvs', 'teamnl': r'\w+\.team'}
+            'ipvsadm': r'\w+\.ipvs|last_hop\.balanced', 'teamnl': r'\w+\.team'}
 
 
 # --- the table ---
