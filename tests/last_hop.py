@@ -7,11 +7,10 @@ to them are no answers.  preserve looks for client's neighbour entry, which answ
 hop do not make.
 """
 
-import contextlib
 import socket
 
-from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, add_override,
-                 both, expect, family, inside, ip, ip_batch, ip_in, nft, write)
+from lab import (DEADLINE, GW, HOST, IPV6, PORT, TRANSPARENT, Failure, Row, both, family, inside,
+                 ip, ip_batch, ip_in, nft, write)
 from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
@@ -57,34 +56,6 @@ class Flow:
             raise Failure('a question or its answer did not arrive') from None
         frames = frames_to(self.wire, self.far.getsockname()[0])
         return expect_frames(frames, (router, HOST), note)
-
-
-@contextlib.contextmanager
-def address_by_mbox(fam):
-    """host has one more address, and gw sends what is for it by mbox."""
-    address = f'{fam.lan}150'
-    ip_batch('host', f'address add {address} dev eth0')
-    ip_batch('gw', f'route add {address} via {fam.mbox}')
-    try:
-        yield address
-    finally:
-        ip_batch('gw', f'route delete {address}')
-        ip_batch('host', f'address delete {address} dev eth0')
-
-
-@both
-def answers(wire, prefix):
-    """last hop"""
-    fam = family(prefix)
-    add_override(prefix, 390, 'selector last-hop')
-    with address_by_mbox(fam) as address, Flow(wire, prefix[1], fam.host) as by_gw, \
-            Flow(wire, prefix[1], address) as by_mbox:
-        yield by_gw.expect(': by gw', GW)
-        yield by_mbox.expect(': by mbox', MBOX)
-        yield expect(wire.send(prefix[1]), GW, note=': opened here')
-        ip_batch('gw', f'route replace {address} dev eth0')
-        yield by_mbox.expect(': by gw from now on', GW)
-    ip_batch('host', f'nexthop delete id {fam.first + 390}')
 
 
 @both
@@ -179,4 +150,4 @@ def proxied_answers(_, prefix):
                   f'{before}, then {wrong_frames() - before}', None)
 
 
-CASES = (answers, balanced_answers, proxied_answers)
+CASES = (balanced_answers, proxied_answers)
