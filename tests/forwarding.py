@@ -4,9 +4,9 @@ import contextlib
 import socket
 
 from lab import (GW, HOST, IPV6, MBOX, PORT, VMAC, add_override, both, family, flow, inside, ip,
-                 ip_batch, know, only6, write)
+                 ip_batch, know, only6, run_in, write)
 from traffic import (BOTH, another_host, connect_node, deliver, expect_delivery, expect_frames,
-                     frames_to, run_in)
+                     frames_to)
 
 
 @contextlib.contextmanager

@@ -9,53 +9,13 @@ hop do not make.
 
 import socket
 
-from lab import (DEADLINE, GW, HOST, IPV6, PORT, TRANSPARENT, Failure, Row, both, family, inside,
-                 ip, ip_batch, ip_in, nft, write)
+from lab import (DEADLINE, GW, HOST, IPV6, PORT, Row, both, family, flow, inside, ip, ip_batch,
+                 ip_in, run, run_in, write)
 from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
 from proxy import expect as expect_packets
-from traffic import expect_frames, frames_to, run_in
-
-
-# --- two routers on a LAN ---
-
-class Flow:
-    """Datagrams from server to an address of host, and the answers, which another can give."""
-
-    def __init__(self, wire, source, address, by=None):
-        self.wire, fam = wire, family(address)
-        with inside('server'):
-            self.far = socket.socket(fam.number, socket.SOCK_DGRAM)
-        with inside('mbox' if by else 'host'):
-            self.near = socket.socket(fam.number, socket.SOCK_DGRAM)
-        self.far.setsockopt(*TRANSPARENT[fam], 1)
-        self.far.bind((str(source), 0))
-        self.near.bind((by or address, PORT))
-        self.far.connect((address, PORT))
-        self.near.connect(self.far.getsockname())
-        for sock in self.far, self.near:
-            sock.settimeout(DEADLINE)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.far.close()
-        self.near.close()
-
-    def expect(self, note, router):
-        """A row: a datagram arrives, and its answer leaves by a router."""
-        self.far.send(b'question')
-        try:
-            self.near.recv(100)
-            self.wire.forget()
-            self.near.send(b'answer')
-            self.far.recv(100)
-        except TimeoutError:
-            raise Failure('a question or its answer did not arrive') from None
-        frames = frames_to(self.wire, self.far.getsockname()[0])
-        return expect_frames(frames, (router, HOST), note)
+from traffic import expect_frames, frames_to
 
 
 @both
@@ -69,8 +29,18 @@ def balanced_answers(wire, prefix):
     with balanced(fam.host, fam.mbox, 'masquerading'):
         with inside('host'):
             write('/proc/sys/net/ipv4/vs/conntrack', 1)
-        with Flow(wire, prefix[1], fam.host, fam.mbox) as served:
-            yield served.expect('', GW)
+        with inside('mbox'):
+            near = socket.socket(fam.number, socket.SOCK_DGRAM)
+        with near, flow(fam.host, 'server', source=str(prefix[1])) as far:
+            near.bind((fam.mbox, PORT))
+            for sock in near, far:
+                sock.settimeout(DEADLINE)
+            far.send(b'question')
+            _, asker = near.recvfrom(100)
+            wire.forget()
+            near.sendto(b'answer', asker)
+            far.recv(100)
+            yield expect_frames(frames_to(wire, prefix[1]), (GW, HOST))
     ip(f'nexthop delete {nexthop}')
 
 
@@ -115,8 +85,8 @@ def take_frames(ips, fam):
     for port in 'sport', 'dport':
         run_in(namespace('proxy'), BROUTE.format(ip=layer, table=table, port=port))
     with inside(namespace('proxy')):
-        nft('flush ruleset')
-        nft(RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
+        run('nft', 'flush ruleset')
+        run('nft', RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
                          table=table, owners=owners))
 
 
