@@ -4,7 +4,6 @@ import collections
 import contextlib
 import os
 import re
-import subprocess
 
 from lab import (GW, HOST, IPV4, IPV6, MBOX, VMAC, Row, add_override, both, family, forget, ip,
                  know, nobody, without_inet6, write)
@@ -23,8 +22,6 @@ Choice = collections.namedtuple('Choice', 'dev saddr daddr nh lladdr why src src
 @contextlib.contextmanager
 def traced(*events):
     """Trace events meanwhile; yields what returns the lines since the last time."""
-    if not os.path.exists(f'{TRACING}/instances'):
-        subprocess.run(['mount', '-t', 'tracefs', 'none', TRACING], check=True)
     directory = f'{TRACING}/instances/choices'
     os.mkdir(directory)
 
