@@ -80,7 +80,6 @@ def chosen(words):
 
 
 def print_row(case, what, expected, seen, result):
-    """Print a row; return its result."""
     print('  '.join((f'{case:21}', f'{what:48}', f'{expected or "-":50}', f'{seen or "-":50}',
                      result)), flush=True)
     return result
