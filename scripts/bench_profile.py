@@ -33,7 +33,6 @@ def connect():
 
 
 def run_to(address):
-    """Run until an address."""
     gdb.execute(f'thbreak *{address:#x}', to_string=True)
     gdb.execute('continue', to_string=True)
 
@@ -44,7 +43,6 @@ def place():
 
 
 def main():
-    """Print the profile."""
     with open(os.environ['SYSTEM_MAP'], encoding='ascii') as file:
         symbols = sorted((int(address, 16), name) for address, kind, name in map(str.split, file)
                          if kind in 'tTwW' and not name.startswith('__pfx_'))

@@ -169,7 +169,6 @@ def plain(lines):
 
 
 def markdown(lines):
-    """A table in Markdown."""
     head, *rest = lines
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in
                      (head, ('---', *['---:'] * (len(head) - 1)), *rest))
@@ -257,7 +256,6 @@ def read_budgets(path):
 
 
 def main():
-    """The command line."""
     parser = argparse.ArgumentParser(
         usage=__doc__.split('usage: ')[1].split('\n\n')[0])
     for option in ('--memory', '--command', '--base'):

@@ -15,6 +15,11 @@ KERNEL_TOOLS=(make:make gcc:gcc ld:binutils flex:flex bison:bison bc:bc perl:per
 # That of iproute2's ip.
 IPROUTE2_TOOLS=(git:git make:make gcc:gcc ld:binutils /usr/include/stdio.h:libc6-dev
 	pkg-config:pkg-config /usr/include/libmnl/libmnl.h:libmnl-dev)
+# What the series' selftests and the demonstration run.
+TEST_TOOLS=(ip:iproute2 nft:nftables ethtool:ethtool tcpdump:tcpdump ebtables:ebtables
+	conntrack:conntrack ipvsadm:ipvsadm /usr/bin/python3:python3
+	/usr/lib/python3/dist-packages/yaml/__init__.py:python3-yaml
+	/usr/lib/python3/dist-packages/jsonschema/__init__.py:python3-jsonschema)
 
 die() {
 	printf '%s: %s\n' "$VERB" "$*" >&2
@@ -296,6 +301,41 @@ parse_options() {
 	[[ $base != iproute2 || $VERB == @(fetch|apply|regen) ]] ||
 		die "unknown base '$base' (known: ${ALL_BASES[*]})"
 	select_base "$base"
+}
+
+# take SPEC...: the options of one script, from ARGS.  'variable=--option' is set to 1, with
+# WHAT behind it to a value, which is 'a number', 'this|that' or anything; 'array+=--option'
+# collects.  What is no option stays in ARGS; it has to be like WORDS, a pattern.
+take() {
+	local specs=("$@") spec what value
+	set -- "${ARGS[@]}"
+	ARGS=()
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+		-[a-z]?*) set -- "${1:0:2}" "${1:2}" "${@:2}" ;;
+		esac
+		for spec in "${specs[@]}" ''; do
+			[[ "${spec#*=} " != "$1 "* ]] || break
+		done
+		what=${spec#*"$1"} value=1
+		if [ -z "$spec" ]; then
+			# shellcheck disable=SC2053  # a pattern
+			[[ -n $1 && $1 == @(${WORDS:-}) ]] || die "unknown argument '$1' (see -h)"
+			ARGS+=("$1")
+		elif [ -n "$what" ]; then
+			what=${what# } value=${2-}
+			[[ -n $value && ($what != 'a number'* || $value =~ ^(0|[1-9][0-9]{0,5})$) &&
+			   $what$value != *'above 00' && ($what != *'|'* || "|$what|" == *"|$value|"*) ]] ||
+				die "$1 wants ${what//|/ or }"
+			shift
+		fi
+		case $spec in
+		*+=*) declare -n array=${spec%%+=*}; array+=("$value"); unset -n array ;;
+		*=*) printf -v "${spec%%=*}" %s "$value" ;;
+		esac
+		shift
+	done
 }
 
 # lock_tree -x: no other script uses the base's tree; -s: none changes it.

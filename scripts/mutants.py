@@ -86,7 +86,6 @@ class Source:   # pylint: disable=too-many-instance-attributes
                 if begin + 1 <= end - 1]
 
     def expression(self, first, last):   # pylint: disable=too-many-branches
-        """All mutants of an expression."""
         if first > last:
             return
         for wanted in (ASSIGN.fullmatch, ','.__eq__, '?:'.__contains__, '||'.__eq__, '&&'.__eq__):
@@ -178,7 +177,6 @@ class Source:   # pylint: disable=too-many-instance-attributes
         return None
 
     def is_start(self, place):
-        """Whether a statement begins here."""
         before, opened = self.words[place - 1], self.within[place]
         if self.words[opened] != '{' or self.words[opened - 1] in ('=', ',', '('):
             return False
@@ -192,7 +190,6 @@ class Source:   # pylint: disable=too-many-instance-attributes
         return before in (';', '{', '}', 'else', 'do')
 
     def mutants(self):
-        """Find them all."""
         words, place, returns_bool = self.words, 0, False
         while place < len(words):
             if words[place] == '{' and words[place - 1] == ')' and re.match('[a-z]', words[
@@ -226,7 +223,6 @@ class Source:   # pylint: disable=too-many-instance-attributes
 
 
 def main(tree, diff, *files):
-    """Write the patch and the list."""
     refused, output = files
     refused = {int(number) for number in Path(refused).read_text('ascii').split()}
     count, lines = 1, []

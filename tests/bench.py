@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Count the instructions that a packet takes, case by case, in a booted kernel.
 
-usage: bench.py --list | [--rounds N] [--batches N] [--packets N] [--without PATTERN]
-                PROGRAM KERNEL [CASE]... | --memory [--without PATTERN] PROGRAM KERNEL
+usage: bench.py --list | [--rounds N] [--without PATTERN] PROGRAM KERNEL [CASE]...
+                | --memory [--without PATTERN] PROGRAM KERNEL
 
 PROGRAM is tests/bench.c, built; KERNEL is 'unpatched', 'off' or 'on', and
 decides which cases there are.  A CASE is the name of one, or of a group: 'udp',
@@ -24,24 +24,25 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from ipaddress import ip_address
 
 import bench_alternatives
-from lab import GW, HOST, IP, MBOX, VMAC, Failure, inside
+from bench_alternatives import GATEWAY, OTHER, PLAIN
+from lab import ETH_P_ALL, GW, HOST, IP, MBOX, VMAC, Failure, inside, run, wait_until, write
 
 ROUTER = 'bench'
 DESTINATION = '203.0.113.1'
 DESTINATIONS = {'udp': DESTINATION, 'forward': DESTINATION, 'udp6': '2001:db8:1::1'}
-ETH_P_ALL = 3
 # Of bench.c
 PORT = 2304
 # Enough to tell what each of them takes
 FLOWS = 4096
 # pktgen is run so many times; the timer's interrupts come between some of the runs.
 RUNS = 10
+# Packets of each run, batches of 64 datagrams
+PACKETS, BATCHES = 500, 51
 # Where a packet costs more in some hosts than in others, by chance, a search in
 # FIRST_TRIES hosts comes before the rounds, and a round is made in one host after
 # another until one costs no more than SAME over the best there was.
@@ -61,8 +62,6 @@ Case = collections.namedtuple(
     'Case', 'name where kernels text setup reference dst src entries source each short '
     'alternative', defaults=(GW, HOST, 1, None, ('',), False, False))
 
-GATEWAY = 'ip neigh add 192.0.2.1 lladdr {gw} nud permanent dev {dev}'
-OTHER = 'ip neigh add 192.0.2.9 lladdr {mbox} nud permanent dev {dev}'
 NEXTHOP = 'ip nexthop add id 1 via 192.0.2.1 dev {dev}'
 ROUTE = 'ip route add 203.0.113.0/24 nhid 1'
 IPV6 = 'ipv6'
@@ -98,9 +97,8 @@ def cases_of(where):
         return Case(name(word), where, kernels, text, setup, name(reference), *rest,
                     short=short and where == 'udp', **more)
 
-    plain = (GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
     unresolved = 'ip neigh add 192.0.2.9 nud failed dev {dev}'
-    yield case('gateway', 'ufn', 'plain route via a gateway', plain, short=True)
+    yield case('gateway', 'ufn', 'plain route via a gateway', PLAIN, short=True)
     yield case('gateway-nhid', 'ufn', 'the same by a nexthop object',
                (GATEWAY, NEXTHOP, ROUTE), 'gateway-nhid', short=True)
     yield case('onlink', 'ufn', 'plain on-link route',
@@ -109,20 +107,20 @@ def cases_of(where):
     yield case('gateway6', 'ufn', 'via an IPv6 gateway',
                (IPV6, V6_ENTRY, 'ip route add 203.0.113.0/24 via inet6 {each} dev {dev}'),
                'gateway6', MBOX, HOST, 0, None, GATEWAYS6)
-    yield case('vlan', 'ufn', 'plain, VLAN', (*VLAN, *plain), 'vlan')
-    yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *plain), 'macvlan',
+    yield case('vlan', 'ufn', 'plain, VLAN', (*VLAN, *PLAIN), 'vlan')
+    yield case('macvlan', 'ufn', 'plain, macvlan', (*MACVLAN, *PLAIN), 'macvlan',
                GW, VMAC)
     yield case('ecmp', 'ufn', 'plain ECMP group of two',
                (GATEWAY, 'ip nexthop add id 2 via 192.0.2.1 dev {dev}',
                 'ip nexthop add id 3 via 192.0.2.3 dev {dev}', 'ip nexthop add id 1 group 2/3',
                 ROUTE, 'leg 192.0.2.1'), 'ecmp')
     if where == 'udp':
-        yield case('foreign', 'ufn', 'plain, packets with a foreign source address', plain,
+        yield case('foreign', 'ufn', 'plain, packets with a foreign source address', PLAIN,
                    'foreign', source='198.51.100.7', short=True)
 
     # In a table of its own: the trie that packets go through stays the same.
     yield case('other', 'n', 'an override on another route',
-               (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
+               (*PLAIN, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh lladdr {mbox}',
                 'ip route add 203.0.113.0/24 table 9 nhid 9'), short=True)
     yield case('via4', 'n', 'via4', over('via 192.0.2.9', OTHER), 'gateway-nhid', MBOX,
                short=True)
@@ -252,7 +250,7 @@ def last_hop_cases():
         yield case(f'udp6.{word}', kernels, text,
                    (IPV6, TRACK, GATEWAY6, 'ip nexthop add id 1 via {each} dev {dev}' + neigh,
                     ROUTE6, 'ask 2001:db8::2'), dst, source='2001:db8::2', each=GATEWAYS6)
-    plain = (TRACK, GATEWAY, 'ip route add 203.0.113.0/24 via 192.0.2.1 dev {dev}')
+    plain = (TRACK, *PLAIN)
     yield case('forward.tracked', 'ufn', 'plain, tracked', plain)
     yield case('forward.last-hop', 'n', 'tracked, with selector last-hop on another route',
                (*plain, 'ip nexthop add id 9 via 192.0.2.1 dev {dev} neigh selector last-hop'))
@@ -261,21 +259,6 @@ def last_hop_cases():
 CASES = [case for where in ('udp', 'forward') for case in cases_of(where)]
 CASES += [*flow_cases(), *cases6(), *last_hop_cases()]
 CASES += bench_alternatives.cases(Case)
-
-
-def write(path, value):
-    """Set a sysctl."""
-    with open(f'/proc/sys/net/{path}', 'w', encoding='ascii') as file:
-        file.write(str(value))
-
-
-def command(*words, given=None):
-    """Run a program; return what it prints."""
-    done = subprocess.run(words, input=given, text=True, capture_output=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or f'status {done.returncode}').partition('\n')[0]
-        raise Failure(f'{" ".join(words)}: {said}')
-    return done.stdout
 
 
 def entries(table):
@@ -293,15 +276,14 @@ class Host:
         self.words = {'gw': GW, 'host': HOST, 'mbox': MBOX, 'vmac': VMAC, 'dev': 'eth0'}
 
     def __enter__(self):
-        command('ip', 'netns', 'add', ROUTER)
+        run('ip', 'netns', 'add', ROUTER)
         self.open.callback(self.remove)
         self.open.enter_context(inside(ROUTER))
-        for path, value in (('ipv6/conf/all/disable_ipv6', 1),
-                            ('ipv6/conf/default/disable_ipv6', 1)):
-            write(path, value)
+        for name in 'all', 'default':
+            write(f'/proc/sys/net/ipv6/conf/{name}/disable_ipv6', 1)
         if self.where == 'forward':
-            write('ipv4/ip_forward', 1)
-            write('ipv4/conf/all/send_redirects', 0)
+            write('/proc/sys/net/ipv4/ip_forward', 1)
+            write('/proc/sys/net/ipv4/conf/all/send_redirects', 0)
         lines = ['link add eth0 address 02:00:00:00:00:02 type dummy',
                  'link set eth0 arp on up', 'address add 192.0.2.2/24 dev eth0']
         if self.where == 'forward':
@@ -309,7 +291,7 @@ class Host:
                       'peer name gen0 address 02:00:00:00:01:01',
                       'link set in0 up', 'link set gen0 up',
                       'address add 198.51.100.1/24 dev in0']
-        command('ip', '-batch', '-', given='\n'.join(lines))
+        run('ip', '-batch', '-', given='\n'.join(lines))
         return self
 
     def __exit__(self, *what):
@@ -317,12 +299,9 @@ class Host:
 
     def remove(self):
         """Take everything down, and wait until it is gone."""
-        command('ip', 'netns', 'del', ROUTER)
-        deadline = time.monotonic() + 60
-        while entries('arp_cache') or entries('ndisc_cache'):
-            if time.monotonic() > deadline:
-                raise Failure('neighbour entries stay behind')
-            time.sleep(0.1)
+        run('ip', 'netns', 'del', ROUTER)
+        wait_until(lambda: not entries('arp_cache') + entries('ndisc_cache'),
+                   'no neighbour entries', 60)
         # The static key is switched off a second after the last override went.
         time.sleep(2.5)
 
@@ -332,21 +311,21 @@ class Host:
             self.open.enter_context(line(self))
             return
         if not isinstance(line, str):
-            command(*line)
+            run(*line)
             return
         verb, _, rest = line.format(**self.words).partition(' ')
         if verb == 'device':
             name, _, rest = rest.partition(' ')
-            command('ip', *rest.split())
-            command('ip', '-batch', '-', given='\n'.join((
+            run('ip', *rest.split())
+            run('ip', '-batch', '-', given='\n'.join((
                 f'link set {name} up', 'address del 192.0.2.2/24 dev eth0',
                 f'address add 192.0.2.2/24 dev {name}')))
             self.words['dev'] = name
         elif verb == IPV6:
-            write('ipv6/conf/eth0/accept_dad', 0)
-            write('ipv6/conf/eth0/addr_gen_mode', 1)
-            write('ipv6/conf/eth0/disable_ipv6', 0)
-            command('ip', 'address', 'add', '2001:db8::2/64', 'nodad', 'dev', 'eth0')
+            write('/proc/sys/net/ipv6/conf/eth0/accept_dad', 0)
+            write('/proc/sys/net/ipv6/conf/eth0/addr_gen_mode', 1)
+            write('/proc/sys/net/ipv6/conf/eth0/disable_ipv6', 0)
+            run('ip', 'address', 'add', '2001:db8::2/64', 'nodad', 'dev', 'eth0')
         elif verb == 'destination':
             self.words['destination'] = rest
         elif verb == 'leg':
@@ -354,9 +333,9 @@ class Host:
         elif verb == 'ask':
             self.ask(rest, PORT)
         elif verb == 'ip':
-            command(IP, *rest.split())
+            run(IP, *rest.split())
         elif verb:
-            command(verb, *shlex.split(rest))
+            run(verb, *shlex.split(rest))
 
     def ask(self, address, ports, last=None, packets=1):
         """Datagrams of flows come in from MBOX, to an address of this host."""
@@ -375,7 +354,7 @@ class Host:
             lookup = ['ip', 'route', 'get', address]
             if self.where == 'forward':
                 lookup += ['from', '198.51.100.2', 'iif', 'in0']
-            if f' via {gateway} ' in command(*lookup):
+            if f' via {gateway} ' in run(*lookup):
                 return address
         raise Failure(f'no packet goes by {gateway}')
 
@@ -399,11 +378,10 @@ class Host:
         self.words.update(each=each, destination=DESTINATIONS[case.where])
         for line in case.setup:
             self.run(line)
-        command('ip', '-6', 'neigh', 'flush', 'all', 'nud', 'noarp')
+        run('ip', '-6', 'neigh', 'flush', 'all', 'nud', 'noarp')
 
 
 def pktgen_write(name, *lines):
-    """Tell pktgen something."""
     for line in lines:
         with open(f'/proc/net/pktgen/{name}', 'w', encoding='ascii') as file:
             file.write(line + '\n')
@@ -442,11 +420,11 @@ def measure(host, case, options):
     destination = host.words['destination']
     if case.where == 'forward':
         forward(destination, 64)
-        return min(forward(destination, options.packets) for _ in range(RUNS))
-    words = [options.program, 'udp', destination, str(options.batches)]
+        return min(forward(destination, PACKETS) for _ in range(RUNS))
+    words = [options.program, 'udp', destination, str(BATCHES)]
     if case.source:
         words.append(case.source.format(**host.words))
-    return float(command(*words))
+    return float(run(*words))
 
 
 def send_one(host, case, options):
@@ -455,7 +433,7 @@ def send_one(host, case, options):
     if case.where == 'forward':
         forward(destination, 1)
     else:
-        command(options.program, 'udp', destination, '1',
+        run(options.program, 'udp', destination, '1',
                 *([case.source.format(**host.words)] if case.source else []))
 
 
@@ -481,14 +459,14 @@ def try_case(case, each, options, number):
             raise Failure(f'{case.name}: the frame goes from {seen[1]} to {seen[0]}, '
                           f'not from {case.src} to {case.dst}')
         # Those of multicast are not listed.
-        found = (len(command('ip', '-6', 'neigh').splitlines()) if case.where == 'udp6'
+        found = (len(run('ip', '-6', 'neigh').splitlines()) if case.where == 'udp6'
                  else entries('arp_cache'))
         if found != case.entries:
             raise Failure(f'{case.name}: {found} neighbour entries, not {case.entries}')
         before = transmitted()
         result = measure(host, case, options)
         sent = transmitted() - before
-        least = RUNS * options.packets if case.where == 'forward' else 64 * options.batches
+        least = RUNS * PACKETS if case.where == 'forward' else 64 * BATCHES
         if sent < least:
             raise Failure(f'{case.name}: {sent} packets left, not {least}')
     return result
@@ -537,7 +515,7 @@ def slabs():
 def flow_bytes(neigh, accounting):
     """What a flow takes that this host answers."""
     with Host('udp') as host:
-        write('netfilter/nf_conntrack_acct', accounting)
+        write('/proc/sys/net/netfilter/nf_conntrack_acct', accounting)
         host.words['destination'] = DESTINATION
         for line in (TRACK, GATEWAY, NEXTHOP + neigh, ROUTE):
             host.run(line)
@@ -559,14 +537,11 @@ def print_memory(options):
 
 
 def main():
-    """The command line."""
     if sys.argv[1:] == ['--list']:
         print('\n'.join(case.name for case in CASES if 'n' in case.kernels))
         return 0
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--batches', type=int, default=51)
-    parser.add_argument('--packets', type=int, default=500)
     parser.add_argument('--memory', action='store_true')
     parser.add_argument('--without', default='')
     parser.add_argument('program')
@@ -576,7 +551,7 @@ def main():
     if options.memory:
         return print_memory(options)
 
-    counted, real = map(int, command(options.program, 'counter').split())
+    counted, real = map(int, run(options.program, 'counter').split())
     print(json.dumps({'counted': counted, 'real': real, 'kernel': options.kernel,
                       'release': os.uname().release,
                       'spectre_v2': spectre_v2()}), flush=True)

@@ -44,12 +44,10 @@ def addresses(dst=MBOX, src=VMAC):
 
 
 def words(data):
-    """Data as signed words."""
     return struct.unpack(f'={len(data) // 4}i', data)
 
 
 def on_stack(offset, data):
-    """Put data on the stack."""
     return b''.join(store_word(offset + 4 * place, word)
                     for place, word in enumerate(words(data)))
 

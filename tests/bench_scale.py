@@ -1,8 +1,6 @@
 #!/usr/bin/python3
 """Count what many routes cost, in a booted kernel.
 
-usage: bench_scale.py [short]
-
 Loads, dumps, looks up and deletes nexthop objects and routes.  Prints one JSON object for
 each kind of nexthop and number of them: instructions for each thing that was done, and bytes
 of memory.  Requests go to the kernel by the hundred; only the time until they are answered is
@@ -19,9 +17,8 @@ import sys
 import time
 
 import netlink as nl
-from bench import command
 from fuzz import LINK, RTA_NH_ID, RTM_DELROUTE, RTM_NEWROUTE, u32
-from lab import inside
+from lab import inside, run
 
 # Kinds that are compared, up to how many nexthops.  The first are nexthop objects that
 # differ in this, and routes to single addresses that share them evenly; 'both' has the same
@@ -42,13 +39,11 @@ CREATE, REPLACE = nl.NLM_F_CREATE | nl.NLM_F_EXCL, nl.NLM_F_CREATE | nl.NLM_F_RE
 
 
 def message(kind, flags, body):
-    """One request."""
     return nl.NLMSGHDR.pack(nl.NLMSGHDR.size + len(body), kind, nl.NLM_F_REQUEST | flags,
                             0, 0) + body
 
 
 def override(*words):
-    """A neighbour override."""
     return nl.attribute(nl.NHA_NEIGH_OVERRIDE | nl.NLA_F_NESTED, nl.attribute(*words))
 
 
@@ -72,7 +67,6 @@ class Kernel:
                 'route-lladdr': nl.attribute(nl.RTA_VIA, LINK + lladdr)}[self.kind]
 
     def nexthop(self, number, which, flags=CREATE):
-        """Make or replace a nexthop object."""
         return message(nl.RTM_NEWNEXTHOP, flags, nl.NHMSG.pack(socket.AF_INET, 0, 0, 0, 0) +
                        nl.attribute(nl.NHA_ID, u32(number + 1)) +
                        nl.attribute(nl.NHA_OIF, u32(self.device)) + self.hop(which))
@@ -87,7 +81,6 @@ class Kernel:
 
     @staticmethod
     def destination(number):
-        """That of a route."""
         return nl.attribute(nl.RTA_DST, struct.pack('!I', DESTINATIONS + number))
 
     def ask(self, requests, count=0):
@@ -165,13 +158,12 @@ def memory():
         return 1024 * sum(map(int, re.findall(r'^(?:Slab|Percpu): +(\d+)', file.read(), re.M)))
 
 
-def main(short):
-    """The command line."""
-    command('ip', 'netns', 'add', 'scale')
+def main():
+    run('ip', 'netns', 'add', 'scale')
     with inside('scale'):
-        command('ip', '-batch', '-', given='link add eth0 type dummy\n'
+        run('ip', '-batch', '-', given='link add eth0 type dummy\n'
                 'link set eth0 arp on up\naddress add 198.18.0.1/15 dev eth0')
-        for nexthops, routes, lookups in DISTINCT[:1] if short else DISTINCT + SHARED:
+        for nexthops, routes, lookups in DISTINCT + SHARED:
             for reference, others, most in COMPARED:
                 for kind in (reference, *others) if nexthops <= most else ():
                     print(json.dumps({
@@ -184,6 +176,4 @@ def main(short):
 
 
 if __name__ == '__main__':
-    if sys.argv[1:] not in ([], ['short']):
-        sys.exit(__doc__.strip())
-    sys.exit(main(sys.argv[1:] == ['short']))
+    sys.exit(main())

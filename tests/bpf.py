@@ -47,7 +47,6 @@ NEXTHOP = PARAMS - REDIR_NEIGH_SIZE - 4
 
 
 def instruction(code, register=0, source=0, offset=0, value=0):
-    """One instruction."""
     return INSTRUCTION.pack(code, register | source << 4, offset, value)
 
 
@@ -232,25 +231,25 @@ def ask(address, flags=0):
 
 # --- the cases ---
 
-def expect_addresses(note, answer, dst, src=HOST, nexthop=None):
-    """The row of an answer that has link-layer addresses."""
-    problem = None
+LEFT = RESULTS[6]
+
+
+def expect_answer(note, answer, expected):
+    """The row of an answer: a text, or link-layer addresses and the address of the neighbour."""
+    if isinstance(expected, str):
+        seen = answer.result + f': {answer.nexthop}' * (answer.result == 'success')
+        return Row(note, expected, seen, None)
+    *lladdrs, nexthop = expected
     if answer.result != 'success':
-        return Row(note, (dst, src), (None, None), f'the result is: {answer.result}')
-    if nexthop and answer.nexthop != nexthop:
-        problem = f'the nexthop is {answer.nexthop}, not {nexthop}'
-    return Row(note, (dst, src), (answer.dst, answer.src), problem)
+        return Row(note, tuple(lladdrs), (None, None), f'the result is: {answer.result}')
+    return Row(note, tuple(lladdrs), (answer.dst, answer.src), None if answer.nexthop == nexthop
+               else f'the nexthop is {answer.nexthop}, not {nexthop}')
 
 
-def expect_nexthop(note, answer, nexthop):
-    """The row of an answer that has only the address of a neighbour."""
-    seen = f'success: {answer.nexthop}' if answer.result == 'success' else answer.result
-    return Row(note, f'success: {nexthop}', seen, None)
-
-
-def expect_stack(note, answer):
-    """The row of a question that only the stack can answer."""
-    return Row(note, 'left to the stack', answer.result, None)
+def expect_answers(note, address, told, skipped):
+    """The rows of both answers, the second one without looking at the neighbour."""
+    yield expect_answer(note, ask(address), told)
+    yield expect_answer(f'{note}, skip', ask(address, SKIP_NEIGH), skipped)
 
 
 def know_all():
@@ -258,81 +257,57 @@ def know_all():
     know(IPV4.gw, IPV4.mbox, IPV6.gw, IPV6.mbox)
 
 
+def lookups(fam):
+    """Note, gateway, override; what is told, also without looking at the neighbour.
+
+    Where the gateway does not matter, it is one that nobody knows.
+    """
+    gw, mbox, unknown, away = fam.gw, fam.mbox, nobody(fam), f'{fam.lan}212'
+    return without_inet6(fam, (
+        (': plain', gw, '', (GW, HOST, gw), f'success: {gw}'),
+        (': via', gw, f'neigh via {mbox}', (MBOX, HOST, mbox), f'success: {mbox}'),
+        (': via inet6', gw, f'neigh via inet6 {IPV6.mbox}', (MBOX, HOST, IPV6.mbox),
+         f'success: {IPV6.mbox}'),
+        (': via nobody', gw, f'neigh via {away}', RESULTS[7], f'success: {away}'),
+        # A program would send to it, from the device's address.
+        (': nobody+source', gw, f'neigh via {away} src-lladdr {VMAC}', LEFT, LEFT),
+        (': lladdr', unknown, f'neigh lladdr {MBOX}', (MBOX, HOST, unknown), LEFT),
+        (': source', gw, f'neigh src-lladdr {VMAC}', (GW, VMAC, gw), LEFT),
+        (': both', unknown, f'neigh lladdr {MBOX} src-lladdr {VMAC}', (MBOX, VMAC, unknown), LEFT),
+        (': via+source', unknown, f'neigh via {mbox} src-lladdr {VMAC}', (MBOX, VMAC, mbox), LEFT),
+        (': via the source', unknown, f'neigh via {mbox} src-lladdr {MBOX}', (MBOX, HOST, mbox),
+         LEFT),
+        (': preserve', gw, 'neigh preserve', LEFT, LEFT),
+        (': lladdr+preserve', gw, f'neigh lladdr {MBOX} preserve', LEFT, LEFT)))
+
+
 @both
 def fib_lookup(_, prefix):
     """BPF lookup"""
     fam = family(prefix)
     know_all()
-    unknown, nexthop = f'{fam.lan}212', f'id {fam.first + 320} via {fam.gw} dev eth0'
-    ip(f'nexthop add {nexthop}')
+    ip(f'nexthop add id {fam.first + 320} via {fam.gw} dev eth0')
     ip(f'route add {prefix} nhid {fam.first + 320}')
-    for note, neigh, neighbour, dst in without_inet6(fam, (
-            (': plain', '', fam.gw, GW),
-            (': via', f'neigh via {fam.mbox}', fam.mbox, MBOX),
-            (': via inet6', f'neigh via inet6 {IPV6.mbox}', IPV6.mbox, MBOX),
-            (': via nobody', f'neigh via {unknown}', unknown, None))):
-        ip(f'nexthop replace {nexthop} {neigh}')
-        answer = ask(prefix[1])
-        yield (expect_addresses(note, answer, dst, HOST, neighbour) if dst else
-               Row(note, 'no neighbour', answer.result, None))
-        yield expect_nexthop(f'{note}, skip', ask(prefix[1], SKIP_NEIGH), neighbour)
-    # A program would send to it, from the device's address.
-    ip(f'nexthop replace {nexthop} neigh via {unknown} src-lladdr {VMAC}')
-    yield expect_stack(': nobody+source', ask(prefix[1]))
-
-
-@both
-def fib_lookup_addresses(_, prefix):
-    """BPF lookup"""
-    fam = family(prefix)
-    know_all()
-    number, unknown = fam.first + 321, nobody(fam)
-    ip(f'nexthop add id {number} via {fam.gw} dev eth0')
-    ip(f'route add {prefix} nhid {number}')
-    # Where the gateway does not matter, it is one that nobody knows.
-    for note, gateway, neigh, dst, src in (
-            (': lladdr', unknown, f'lladdr {MBOX}', MBOX, HOST),
-            (': source', fam.gw, f'src-lladdr {VMAC}', GW, VMAC),
-            (': both', unknown, f'lladdr {MBOX} src-lladdr {VMAC}', MBOX, VMAC),
-            (': via+source', unknown, f'via {fam.mbox} src-lladdr {VMAC}', MBOX, VMAC),
-            (': via the source', unknown, f'via {fam.mbox} src-lladdr {MBOX}', MBOX, HOST)):
-        ip(f'nexthop replace id {number} via {gateway} dev eth0 neigh {neigh}')
-        nexthop = fam.mbox if neigh.startswith('via ') else gateway
-        yield expect_addresses(note, ask(prefix[1]), dst, src, nexthop)
-        yield expect_stack(f'{note}, skip', ask(prefix[1], SKIP_NEIGH))
+    for note, gateway, neigh, *told in lookups(fam):
+        ip(f'nexthop replace id {fam.first + 320} via {gateway} dev eth0 {neigh}')
+        yield from expect_answers(note, prefix[1], *told)
     ip(f'route replace {prefix} via link {MBOX} dev eth0')
-    yield expect_addresses(': via link', ask(prefix[1]), MBOX)
-    yield expect_stack(': via link, skip', ask(prefix[1], SKIP_NEIGH))
-
-
-@both
-def fib_lookup_preserve(_, prefix):
-    """BPF lookup"""
-    fam = family(prefix)
-    know_all()
-    add_override(prefix, 322, 'preserve')
-    yield expect_stack(': preserve', ask(prefix[1]))
-    yield expect_stack(': preserve, skip', ask(prefix[1], SKIP_NEIGH))
-    ip(f'nexthop replace id {fam.first + 322} via {fam.gw} dev eth0 neigh lladdr {MBOX} preserve')
-    yield expect_stack(': lladdr+preserve', ask(prefix[1]))
+    # Its nexthop does not matter.
+    yield from expect_answers(': via link', prefix[1], (MBOX, HOST, ask(prefix[1]).nexthop), LEFT)
 
 
 @both
 def fib_lookup_fallback(_, prefix):
     """BPF fallback"""
-    fam = family(prefix)
     know_all()
-    away = f'{fam.lan}213'
+    away = f'{family(prefix).lan}213'
     add_override(prefix, 323, f'via {away} fallback')
     # While it is not valid, somebody has to ask for the neighbour: a packet.
-    yield expect_stack(': absent', ask(prefix[1]))
-    yield expect_stack(': absent, skip', ask(prefix[1], SKIP_NEIGH))
+    yield from expect_answers(': absent', prefix[1], LEFT, LEFT)
     ip(f'neigh replace {away} lladdr {MBOX} nud stale dev eth0')
-    yield expect_addresses(': valid', ask(prefix[1]), MBOX, HOST, away)
-    yield expect_nexthop(': valid, skip', ask(prefix[1], SKIP_NEIGH), away)
+    yield from expect_answers(': valid', prefix[1], (MBOX, HOST, away), f'success: {away}')
     ip(f'neigh replace {away} nud failed dev eth0')
-    yield expect_stack(': failed', ask(prefix[1]))
-    yield expect_stack(': failed, skip', ask(prefix[1], SKIP_NEIGH))
+    yield from expect_answers(': failed', prefix[1], LEFT, LEFT)
 
 
 @both
@@ -345,7 +320,7 @@ def fib_lookup_flags(_, prefix):
     for note, flags, source in ((': DIRECT', DIRECT, none), (': OUTPUT', OUTPUT, none),
                                 (': SRC', SRC, fam.host)):
         answer = ask(prefix[1], flags)
-        row = expect_addresses(note, answer, MBOX, VMAC, fam.mbox)
+        row = expect_answer(note, answer, (MBOX, VMAC, fam.mbox))
         if not row.problem and answer.source != source:
             row = row._replace(problem=f'the IP source is {answer.source}, not {source}')
         yield row
@@ -382,45 +357,36 @@ def relayed(wire, address):
     return Frame(data[0:6].hex(':'), data[6:12].hex(':'), problem)
 
 
+def expect_relayed(wire, prefix, program, kinds):
+    """Rows of packets that a program on mbox sends on: note, route, src; the program's gateway."""
+    for note, gateway, neigh, src, *nexthop in without_inet6(family(prefix), kinds):
+        with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
+                attached('mbox', 'eth0', TCX_INGRESS, program, prefix[1], *nexthop):
+            yield expect(relayed(wire, prefix[1]), GW, src, f': {note}')
+
+
+def kinds_relayed(fam):
+    """Those that both programs meet."""
+    return (('plain', fam.gw, '', MBOX),
+            ('via', nobody(fam), f'neigh via {fam.gw}', MBOX),
+            ('preserve', fam.gw, 'neigh preserve strict', MBOX),
+            ('lladdr', nobody(fam), f'neigh lladdr {GW}', MBOX),
+            ('both', nobody(fam), f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC))
+
+
 @both
 def fib_redirect(wire, prefix):
     """BPF forwarding"""
-    fam = family(prefix)
-    for note, gateway, neigh, dst, src in (
-            ('plain', fam.gw, '', GW, MBOX),
-            ('via', nobody(fam), f'neigh via {fam.gw}', GW, MBOX),
-            ('preserve', fam.gw, 'neigh preserve strict', GW, MBOX),
-            ('lladdr', nobody(fam), f'neigh lladdr {GW}', GW, MBOX),
-            ('both', nobody(fam), f'neigh lladdr {GW} src-lladdr {VMAC}', GW, VMAC)):
-        with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
-                attached('mbox', 'eth0', TCX_INGRESS, forwarder, prefix[1]):
-            yield expect(relayed(wire, prefix[1]), dst, src, f': {note}')
+    yield from expect_relayed(wire, prefix, forwarder, kinds_relayed(family(prefix)))
 
 
 @both
 def redirect_neigh(wire, prefix):
     """BPF neighbour"""
     fam = family(prefix)
-    for note, gateway, neigh, src in without_inet6(fam, (
-            ('plain', fam.gw, '', MBOX),
-            ('via', nobody(fam), f'neigh via {fam.gw}', MBOX),
-            ('via inet6', nobody(fam), f'neigh via inet6 {IPV6.gw}', MBOX),
-            ('lladdr', nobody(fam), f'neigh lladdr {GW}', MBOX),
-            ('both', nobody(fam), f'neigh lladdr {GW} src-lladdr {VMAC}', VMAC),
-            ('preserve', fam.gw, 'neigh preserve strict', MBOX))):
-        with mbox_route(prefix, f'via {gateway} dev eth0', neigh), \
-                attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1]):
-            yield expect(relayed(wire, prefix[1]), GW, src, f': {note}')
-
-
-@both
-def redirect_neigh_explicit(wire, prefix):
-    """BPF neighbour"""
-    fam = family(prefix)
-    neigh = f'neigh lladdr {NOBODY_MAC} src-lladdr {VMAC}'
-    with mbox_route(prefix, f'via {fam.gw} dev eth0', neigh), \
-            attached('mbox', 'eth0', TCX_INGRESS, neighbour_redirector, prefix[1], fam.gw):
-        yield expect(relayed(wire, prefix[1]), GW, MBOX, ': to gw')
+    yield from expect_relayed(wire, prefix, neighbour_redirector, (
+        *kinds_relayed(fam), ('via inet6', nobody(fam), f'neigh via inet6 {IPV6.gw}', MBOX),
+        ('to gw', fam.gw, f'neigh lladdr {NOBODY_MAC} src-lladdr {VMAC}', MBOX, fam.gw)))
 
 
 @both
@@ -457,6 +423,5 @@ def redirect_neigh_queued(wire, prefix):
         yield expect(wire.send(prefix[2]), MBOX, VMAC, ': others')
 
 
-CASES = (fib_lookup, fib_lookup_addresses, fib_lookup_preserve, fib_lookup_fallback,
-         fib_lookup_flags, fib_redirect, redirect_neigh, redirect_neigh_explicit,
+CASES = (fib_lookup, fib_lookup_fallback, fib_lookup_flags, fib_redirect, redirect_neigh,
          redirect_neigh_egress, redirect_neigh_queued)

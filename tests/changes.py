@@ -10,10 +10,9 @@ import socket
 import threading
 import time
 
-from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Failure, Row, both, expect, family, flow, inside,
-                 ip, ip_batch)
-from traffic import (LOOP, NEAR, NEW, Cable, counters_of_host, discarded, outcome, run_in,
-                     sightings, to_sink)
+from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Row, both, expect, family, flow, inside, ip,
+                 ip_batch, run_in, wait_until)
+from traffic import LOOP, NEAR, NEW, Cable, counters_of_host, discarded, outcome, sightings, to_sink
 
 REFUSED = os.strerror(errno.EINVAL)
 BURST = 32          # datagrams: less than a socket has room for
@@ -120,10 +119,7 @@ def replaced_route(wire, prefix):
 
 def await_change(text, words, line):
     """Wait until 'ip' shows something 'with' words, or 'without' them."""
-    deadline = time.monotonic() + 3 * DEADLINE
-    while (words in ip(line)) != (text == 'with'):
-        if time.monotonic() > deadline:
-            raise Failure(f"'ip {line}' is not {text} {words}")
+    wait_until(lambda: (words in ip(line)) == (text == 'with'), f"'ip {line}' {text} {words}")
 
 
 def expect_legs(note, socks, cables, *legs):

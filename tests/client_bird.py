@@ -65,7 +65,6 @@ class Bird:
         return wait_until(lambda: self.hops(prefix), f'a learnt route to {prefix}')
 
     def forgotten(self, prefix):
-        """Wait until a route is gone."""
         wait_until(lambda: not self.hops(prefix), f'no route to {prefix}')
 
     def complaints(self):
@@ -76,7 +75,6 @@ class Bird:
 
 @contextlib.contextmanager
 def bird(config, name='host', **values):
-    """Run BIRD."""
     with tempfile.TemporaryDirectory(dir='/run') as directory:
         files = f'{directory}/bird'
         pathlib.Path(f'{files}.conf').write_text(config.format(files=files, **values),

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from lab import GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, ip_in, set_up
+from lab import GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, ip_in, set_up, wait_until
 
 DEADLINE = 20       # seconds that a daemon may take for something
 QUIET = 2           # seconds after which it is taken to have nothing left to do
@@ -104,18 +104,6 @@ def one_line(text):
     return text.strip()
 
 
-def wait_until(condition, what, seconds=DEADLINE):
-    """Wait for something."""
-    deadline = time.monotonic() + seconds
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise Failure(f'{what}: not within {seconds} s')
-        time.sleep(0.1)
-
-
 class Daemon:
     """A client that keeps running."""
 
@@ -182,7 +170,6 @@ def host(line):
 
 
 def add_route(route, table='main'):
-    """Add one of the routes."""
     host(f'route add {route.prefix} table {table} {route.words}')
 
 

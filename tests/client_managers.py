@@ -231,13 +231,11 @@ method=disabled
 
 
 def nmcli(*words):
-    """Run nmcli."""
     return output('nmcli', '-t', *words)
 
 
 @contextlib.contextmanager
 def network_manager(keyfile=''):
-    """Run NetworkManager."""
     shutil.rmtree('/run/nm', ignore_errors=True)
     write('nm/nm.conf', NM_CONFIG.format(keyfile=keyfile))
     write('nm/connections/lan.nmconnection', NM_CONNECTION)

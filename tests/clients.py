@@ -16,22 +16,42 @@ The last line is 'N ok, N FAIL[, N skipped]'; exit status: 0 when none is a FAIL
 import collections
 import itertools
 import os
+import pathlib
+import shlex
 import subprocess
 import sys
+import tempfile
 
 import client_bird
 import client_frr
-import client_ip
 import client_managers
 from client_frr import FRR
-from client_lab import OPTIONS, Row, installed, lan, one_line, run
+from client_lab import OPTIONS, Row, client_command, installed, lan, one_line, run
 from client_managers import NETWORKD
-from lab import Failure, sum_up
+from document import Shell, follow, steps_of
+from lab import IP, Failure, inside, sum_up
+
+
+def ip_transcript(_):
+    """ip: client_ip.rst"""
+    steps = steps_of(pathlib.Path(__file__).with_name('client_ip.rst'))
+    with tempfile.TemporaryDirectory(dir='/run') as path:
+        for name, words in ('ip', client_command('ip')), ('new', [IP]):
+            file = pathlib.Path(path, name)
+            file.write_text('#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\n'
+                            f'exec {shlex.join(words)} "$@"\n', encoding='ascii')
+            file.chmod(0o755)
+        with inside('host'):
+            shell = Shell(path)
+        for step in steps:
+            yield Row(' '.join(step.command.split()), 'as written',
+                      '; '.join(follow(shell, step, step is steps[-1])) or 'as written')
+
 
 # name, programs, Debian packages, how it says its version, cases
 Client = collections.namedtuple('Client', 'name programs package version cases')
 CLIENTS = (
-    Client('ip', ('ip',), 'iproute2', ('ip', '-V'), client_ip.CASES),
+    Client('ip', ('ip',), 'iproute2', ('ip', '-V'), (ip_transcript,)),
     Client('bird', ('bird', 'birdc'), 'bird2', ('bird', '--version'), client_bird.CASES),
     Client('frr', (f'{FRR}/zebra', f'{FRR}/bgpd', 'vtysh'), 'frr', (f'{FRR}/zebra', '--version'),
            client_frr.CASES),
@@ -60,7 +80,6 @@ def chosen(words):
 
 
 def print_row(case, what, expected, seen, result):
-    """Print a row; return its result."""
     print('  '.join((f'{case:21}', f'{what:48}', f'{expected or "-":50}', f'{seen or "-":50}',
                      result)), flush=True)
     return result

@@ -44,18 +44,16 @@ MODULES = (link, fallback, tracing, preserve, proxy, forwarding, output, discove
 # What only some cases need: scripts/demo --all installs it.
 PROGRAMS = {'haproxy': r'proxy\.(proxy_plain|proxy_preserve|owner_unknown)|last_hop\.proxied',
             'ebtables-legacy': r'last_hop\.proxied',
-            'ipvsadm': r'\w+\.ipvs', 'teamnl': r'\w+\.team'}
+            'ipvsadm': r'\w+\.ipvs|last_hop\.balanced', 'teamnl': r'\w+\.team'}
 
 
 # --- the table ---
 
 def print_line(case, *cells):
-    """One line of the table."""
     print('  '.join([f'{case:33}', *(f'{cell:17}' for cell in cells)]).rstrip())
 
 
 def print_row(case, row):
-    """Print a row; return its result."""
     okay = row.expected == row.seen and not row.problem
     result = 'skipped' if row.expected is None else 'ok' if okay else 'FAIL'
     if isinstance(row.seen, str):
@@ -116,7 +114,6 @@ def heading(module):
 
 
 def print_list():
-    """The names of the cases."""
     for module, part in itertools.groupby(all_cases(), lambda case: case[0]):
         print(f'{module.__name__}: {heading(module)}')
         for _, case, prefix in part:

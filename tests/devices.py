@@ -2,8 +2,8 @@
 
 import socket
 
-from lab import GW, MBOX, VMAC, Row, both, family, flow, inside, ip_batch, refusal
-from traffic import BOTH, NODE, another_host, connect_node, expect_delivery, run_in
+from lab import GW, MBOX, VMAC, Row, both, family, flow, inside, ip_batch, refusal, run_in
+from traffic import BOTH, NODE, another_host, connect_node, expect_delivery
 
 
 @both

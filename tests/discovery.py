@@ -8,9 +8,9 @@ import struct
 import time
 from ipaddress import ip_address
 
-from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Failure, Row, add_override, expect, flow,
-                 inside, ip, ip_batch, know, not_router6, only6, write)
-from traffic import NODE_BELOW, another_host, connect_node, expect_delivery, run_in
+from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Row, add_override, expect, flow, inside, ip,
+                 ip_batch, know, not_router6, only6, run_in, wait_until, write)
+from traffic import NODE_BELOW, another_host, connect_node, expect_delivery
 
 # Types of ICMPv6 messages, of <linux/icmpv6.h>
 KINDS = {133: 'RS', 134: 'RA', 135: 'NS', 136: 'NA', 143: 'MLD'}
@@ -111,10 +111,8 @@ def proxied(wire, prefix):
 
 def await_routers(number):
     """Wait until node has default routes."""
-    deadline = time.monotonic() + DEADLINE
-    while run_in('node', 'ip -6 route show default').count('default') != number:
-        if time.monotonic() > deadline:
-            raise Failure(f'node does not have {number} routers')
+    wait_until(lambda: run_in('node', 'ip -6 route show default').count('default') == number,
+               f'{number} routers of node')
 
 
 @only6

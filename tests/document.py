@@ -61,7 +61,6 @@ class Failure(Exception):
 # --- the document ---
 
 def steps_of(path):
-    """All steps of a document."""
     steps, more = [], False
     for block in BLOCK.findall(path.read_text(encoding='utf-8')):
         lines = [line.strip() for line in block.splitlines() if line.strip()]
@@ -227,7 +226,6 @@ def sum_up(failed):
 
 
 def main():
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--ip', type=pathlib.Path, metavar='DIR', default=IP_DIRECTORY)
     parser.add_argument('documents', type=pathlib.Path, nargs='+', metavar='DOCUMENT.rst')

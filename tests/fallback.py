@@ -194,7 +194,6 @@ CASES = (fallback_outage,)
 
 
 def main(words):
-    """The command line."""
     if {'-h', '--help'} & set(words):
         print(__doc__.strip())
         return 0

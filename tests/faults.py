@@ -32,13 +32,11 @@ def nexthop(number, *nest, flags=CREATE, more=((nl.NHA_GATEWAY, V4[0]),), family
 
 
 def nexthop6(number, *nest, flags=CREATE):
-    """The same for IPv6."""
     return nexthop(number, *nest, flags=flags, more=((nl.NHA_GATEWAY, V6[0]),),
                    family=socket.AF_INET6)
 
 
 def group(number, *members, flags=CREATE):
-    """A group of nexthop objects."""
     members = b''.join(u32(one) + bytes(4) for one in members)
     return by_id(nl.RTM_NEWNEXTHOP, number, [nl.NHA_GROUP, members], flags=flags)
 
@@ -51,7 +49,6 @@ def route(*pairs, flags=CREATE, kind=RTM_NEWROUTE):
 
 
 def route6(*pairs, flags=CREATE, kind=RTM_NEWROUTE):
-    """The same for IPv6."""
     kind, flags, body = route(*pairs, flags=flags, kind=kind)
     head = nl.RTMSG.pack(socket.AF_INET6, 48, 0, 0, 254, 4, 0, 1, 0)
     return kind, flags, head + join([[nl.RTA_DST, V6[7]], *split(body[len(head):])[1:]])
@@ -162,7 +159,6 @@ class Faults(Fuzzer):
 
 
 def main():
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--base', default='7.3')
     faults, total = Faults(parser.parse_args().base), 0

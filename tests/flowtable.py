@@ -4,9 +4,9 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, TRANSPARENT, VMAC, Failure, Row, both,
-                 capture, describe, family, inside, ip_batch, ip_in, nft, nobody, passed, stat,
-                 without_inet6)
-from traffic import protocol_and_destination, run_in
+                 capture, describe, family, inside, ip_batch, ip_in, nobody, passed, run, run_in,
+                 stat, without_inet6)
+from traffic import protocol_and_destination
 
 # Both ends of the cable between gw and server
 GW_TO_SERVER, SERVER = '02:00:00:00:02:01', '02:00:00:00:02:02'
@@ -45,14 +45,14 @@ def client(fam):
 def flowtable(fam):
     """gw has a flowtable, and host an address to be used with it."""
     with inside('gw'):
-        nft(RULES)
+        run('nft', RULES)
     ip_batch('host', f'address add {client(fam)} dev eth0')
     ip_batch('gw', f'neigh replace {group(fam)} lladdr {GROUP_MAC} nud permanent dev eth1')
     try:
         yield
     finally:
         with inside('gw'):
-            nft('flush ruleset')
+            run('nft', 'flush ruleset')
         ip_batch('gw', f'neigh delete {group(fam)} dev eth1')
         ip_batch('host', f'address delete {client(fam)} dev eth0')
 

@@ -1,30 +1,12 @@
-"""Packets of others: forwarded, balanced by IPVS."""
+"""Packets of others: balanced by IPVS, sent on by segments."""
 
 import contextlib
 import socket
 
-from lab import (GW, HOST, IPV4, IPV6, MBOX, PORT, VMAC, Row, add_override, both, family, flow,
-                 inside, ip, ip_batch, know, only6, write)
+from lab import (GW, HOST, IPV6, MBOX, PORT, VMAC, add_override, both, family, flow, inside, ip,
+                 ip_batch, know, only6, run_in, write)
 from traffic import (BOTH, another_host, connect_node, deliver, expect_delivery, expect_frames,
-                     frames_to, run_in)
-
-
-@both
-def host_forwards(_, prefix):
-    """route get"""
-    fam = family(prefix)
-    number, mbox = fam.first + 213, fam.mbox
-    neigh = f'neigh lladdr {GW} src-lladdr {VMAC}'
-    # IPv6 does not say where the packet comes from.
-    comes = f' from {mbox}' * (fam is IPV4)
-    ip(f'nexthop add id {number} via {mbox} dev eth0 {neigh}')
-    for address, note, route, expected in (
-            (prefix[1], ': neigh', f'nhid {number}', f'via {mbox} dev eth0 {neigh}'),
-            (prefix[2], ': via link', f'via link {GW} dev eth0', f'via link {GW} dev eth0')):
-        ip(f'route add {address} {route}')
-        line = ' '.join(ip(f'route get {address} from {mbox} iif eth0').split())
-        yield Row(note, f'{address}{comes} {expected}',
-                  line.partition(' cache')[0].partition(' metric ')[0], None)
+                     frames_to)
 
 
 @contextlib.contextmanager
@@ -98,4 +80,4 @@ def segments(wire, prefix):
     ip(f'route delete {IPV6.gw}')
 
 
-CASES = (host_forwards, ipvs, ipvs_director, segments)
+CASES = (ipvs, ipvs_director, segments)

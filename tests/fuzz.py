@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import netlink as nl
+from lab import allocated, unreferenced
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWROUTE, RTM_DELROUTE, NHA_FDB = 16, 17, 24, 25, 11
 RTA_PRIORITY, RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_NH_ID = 6, 9, 12, 15, 30
@@ -133,7 +134,6 @@ class Random(random.Random):
         return join([kind, self.choice(pool)] for kind, odds, pool in table if self.random() < odds)
 
     def override(self):
-        """A neighbour override."""
         return nl.attribute(nl.NHA_NEIGH_OVERRIDE | nl.NLA_F_NESTED, self.some(OVERRIDE))
 
     def nexthop(self):
@@ -265,8 +265,6 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
     """Asks the kernel, and checks what comes of it."""
 
     def __init__(self, base, seed):
-        if not os.path.ismount(DEBUG):
-            subprocess.run(['mount', '-t', 'debugfs', 'none', DEBUG], check=True)
         # New namespaces have no tunnels.
         Path('/proc/sys/net/core/fb_tunnels_only_for_init_net').write_text('2', 'ascii')
         self.base, self.seed, self.started, self.said = base, seed, time.monotonic(), 0
@@ -320,11 +318,9 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
                 if kind == nl.RTM_NEWNEXTHOP or not of_kernel(body)]
 
     def state(self):
-        """All of them."""
         return sorted(self.dump(nl.RTM_NEWNEXTHOP)) + sorted(self.dump(RTM_NEWROUTE))
 
     def get(self, number):
-        """One nexthop object."""
         _, bodies = self.ask(nl.RTM_GETNEXTHOP, 0, bytes(8) + nl.attribute(nl.NHA_ID, number))
         return comparable(nl.RTM_NEWNEXTHOP, bodies[0]) if bodies else b''
 
@@ -447,7 +443,6 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         (NETDEVSIM / 'del_device').write_text('10', 'ascii')
 
     def summary(self):
-        """What came out."""
         return (f'fuzz: {self.base}: {self.sent} messages, {self.accepted} accepted, '
                 f'{len(self.corpus)} inputs in the corpus, {len(self.seen) or "no"} PCs, '
                 f'{self.findings} findings, {time.monotonic() - self.started:.0f} s, '
@@ -457,20 +452,14 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         """What is left in memory when nothing should be is a finding."""
         self.enter()
         time.sleep(8)       # namespaces go, and objects come of the age that is reported
-        found = [line for line in Path('/proc/allocinfo').read_text('ascii').splitlines()
-                 if 'neigh_override' in line and line.split()[0] != '0']
-        for _ in range(2):
-            (DEBUG / 'kmemleak').write_text('scan', 'ascii')
         # Those of the idle task are from before the kernel was up.
-        objects = (DEBUG / 'kmemleak').read_text('ascii').split('unreferenced object ')[1:]
-        found += [text for text in objects if 'comm "swapper/0"' not in text]
+        found = allocated() + [text for text in unreferenced() if 'comm "swapper/0"' not in text]
         self.findings += len(found)
         for leak in found:
             print(f'FINDING leak: {leak}')
 
 
 def main():
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--base', default='7.3')
     parser.add_argument('--seconds', type=int, default=300)

@@ -82,7 +82,6 @@ def own_testsuite(expected):
 
 
 def checks(option):
-    """Whether each check failed."""
     if option:
         yield from refused(*REFUSALS[option])
     else:
@@ -95,7 +94,6 @@ def checks(option):
 
 
 def main(words):
-    """The command line."""
     if len(words) > 1 or words and words[0] not in REFUSALS:
         sys.exit(__doc__.strip())
     try:

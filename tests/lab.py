@@ -40,6 +40,7 @@ PREFIXES = tuple(prefix for network in NETWORKS for prefix in network.subnets(ne
 NETWORK6 = ipaddress.ip_network('2001:db8:100::/56')
 # As long as those of IPv4
 PREFIXES6 = tuple(ipaddress.ip_network((NETWORK6[place << 64], 126)) for place in range(128))
+KMEMLEAK, ALLOCINFO = '/sys/kernel/debug/kmemleak', '/proc/allocinfo'
 PORT = 7007
 ETH_P_ALL = 3
 DEADLINE = 3    # seconds that a packet may take
@@ -129,13 +130,29 @@ def write(path, value):
         file.write(f'{value}')
 
 
+def run(*words, given=None):
+    """Run a program where we are; return what it prints."""
+    done = subprocess.run(words, input=given, text=True, capture_output=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip() or f'status {done.returncode}').partition('\n')[0]
+        raise Failure(f'{" ".join(words)}: {said}')
+    return done.stdout
+
+
+def run_in(name, command):
+    """Run a command in a namespace; return what it prints."""
+    with inside(name):
+        return run(*command.split())
+
+
+def ip_in(name, line, *batch):
+    """Run a line of 'ip' in a namespace, or where we are; return what it prints."""
+    return run(IP, *(['-n', name] if name else []), *line.split(), given='\n'.join(batch))
+
+
 def ip_batch(name, *lines):
     """Run lines of 'ip' in a namespace."""
-    command = [IP, *(['-n', name] if name else []), '-batch', '-']
-    done = subprocess.run(command, input='\n'.join(lines), text=True,
-                          capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(done.stderr.strip().partition('\n')[0])
+    ip_in(name, '-batch -', *lines)
 
 
 def set_sysctls(name):
@@ -219,29 +236,37 @@ def forget(*addresses):
         ip(f'neigh flush to {address} dev eth0 nud all')
 
 
-def nft(rules):
-    """Run nft where we are."""
-    done = subprocess.run(['nft', rules], text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(f'nft: {done.stderr.strip()}')
-
-
-def ip_in(name, line):
-    """Run a line of 'ip' in a namespace, or where we are; return what it prints."""
-    done = subprocess.run([IP, *(['-n', name] if name else []), *line.split()], text=True,
-                          capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(f'ip {line}: {done.stderr.strip()}')
-    return done.stdout
-
-
 def refusal(name, line):
     """Why a line of 'ip' is refused in a namespace."""
     try:
         ip_batch(name, line)
     except Failure as error:
-        return str(error).removeprefix('Error: ').removesuffix('.')
+        return str(error).partition('-batch -: ')[2].removeprefix('Error: ').removesuffix('.')
     return 'not refused'
+
+
+def wait_until(condition, what, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise Failure(f'{what}: not within {seconds} s')
+        time.sleep(0.1)
+    return result
+
+
+# --- memory ---
+
+def unreferenced():
+    """What kmemleak has found two times: it may have been on its way the first time."""
+    for _ in range(2):
+        write(KMEMLEAK, 'scan')
+    return pathlib.Path(KMEMLEAK).read_text('ascii').split('unreferenced object ')[1:]
+
+
+def allocated():
+    """The lines of /proc/allocinfo of what the feature's files have not freed."""
+    return [line for line in pathlib.Path(ALLOCINFO).read_text('ascii').splitlines()
+            if 'neigh_override' in line and line.split()[:2] != ['0', '0']]
 
 
 # --- packets ---

@@ -7,84 +7,15 @@ to them are no answers.  preserve looks for client's neighbour entry, which answ
 hop do not make.
 """
 
-import contextlib
 import socket
 
-from lab import (DEADLINE, GW, HOST, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, add_override,
-                 both, expect, family, inside, ip, ip_batch, ip_in, nft, write)
+from lab import (DEADLINE, GW, HOST, IPV6, PORT, Row, both, family, flow, inside, ip, ip_batch,
+                 ip_in, run, run_in, write)
 from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
 from proxy import expect as expect_packets
-from traffic import expect_frames, frames_to, run_in
-
-
-# --- two routers on a LAN ---
-
-class Flow:
-    """Datagrams from server to an address of host, and the answers, which another can give."""
-
-    def __init__(self, wire, source, address, by=None):
-        self.wire, fam = wire, family(address)
-        with inside('server'):
-            self.far = socket.socket(fam.number, socket.SOCK_DGRAM)
-        with inside('mbox' if by else 'host'):
-            self.near = socket.socket(fam.number, socket.SOCK_DGRAM)
-        self.far.setsockopt(*TRANSPARENT[fam], 1)
-        self.far.bind((str(source), 0))
-        self.near.bind((by or address, PORT))
-        self.far.connect((address, PORT))
-        self.near.connect(self.far.getsockname())
-        for sock in self.far, self.near:
-            sock.settimeout(DEADLINE)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.far.close()
-        self.near.close()
-
-    def expect(self, note, router):
-        """A row: a datagram arrives, and its answer leaves by a router."""
-        self.far.send(b'question')
-        try:
-            self.near.recv(100)
-            self.wire.forget()
-            self.near.send(b'answer')
-            self.far.recv(100)
-        except TimeoutError:
-            raise Failure('a question or its answer did not arrive') from None
-        frames = frames_to(self.wire, self.far.getsockname()[0])
-        return expect_frames(frames, (router, HOST), note)
-
-
-@contextlib.contextmanager
-def address_by_mbox(fam):
-    """host has one more address, and gw sends what is for it by mbox."""
-    address = f'{fam.lan}150'
-    ip_batch('host', f'address add {address} dev eth0')
-    ip_batch('gw', f'route add {address} via {fam.mbox}')
-    try:
-        yield address
-    finally:
-        ip_batch('gw', f'route delete {address}')
-        ip_batch('host', f'address delete {address} dev eth0')
-
-
-@both
-def answers(wire, prefix):
-    """last hop"""
-    fam = family(prefix)
-    add_override(prefix, 390, 'selector last-hop')
-    with address_by_mbox(fam) as address, Flow(wire, prefix[1], fam.host) as by_gw, \
-            Flow(wire, prefix[1], address) as by_mbox:
-        yield by_gw.expect(': by gw', GW)
-        yield by_mbox.expect(': by mbox', MBOX)
-        yield expect(wire.send(prefix[1]), GW, note=': opened here')
-        ip_batch('gw', f'route replace {address} dev eth0')
-        yield by_mbox.expect(': by gw from now on', GW)
-    ip_batch('host', f'nexthop delete id {fam.first + 390}')
+from traffic import expect_frames, frames_to
 
 
 @both
@@ -98,8 +29,18 @@ def balanced_answers(wire, prefix):
     with balanced(fam.host, fam.mbox, 'masquerading'):
         with inside('host'):
             write('/proc/sys/net/ipv4/vs/conntrack', 1)
-        with Flow(wire, prefix[1], fam.host, fam.mbox) as served:
-            yield served.expect('', GW)
+        with inside('mbox'):
+            near = socket.socket(fam.number, socket.SOCK_DGRAM)
+        with near, flow(fam.host, 'server', source=str(prefix[1])) as far:
+            near.bind((fam.mbox, PORT))
+            for sock in near, far:
+                sock.settimeout(DEADLINE)
+            far.send(b'question')
+            _, asker = near.recvfrom(100)
+            wire.forget()
+            near.sendto(b'answer', asker)
+            far.recv(100)
+            yield expect_frames(frames_to(wire, prefix[1]), (GW, HOST))
     ip(f'nexthop delete {nexthop}')
 
 
@@ -144,8 +85,8 @@ def take_frames(ips, fam):
     for port in 'sport', 'dport':
         run_in(namespace('proxy'), BROUTE.format(ip=layer, table=table, port=port))
     with inside(namespace('proxy')):
-        nft('flush ruleset')
-        nft(RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
+        run('nft', 'flush ruleset')
+        run('nft', RULES.format(ports=', '.join(NEIGHBOURS), port=PORT, proxy_port=PROXY_PORT,
                          table=table, owners=owners))
 
 
@@ -179,4 +120,4 @@ def proxied_answers(_, prefix):
                   f'{before}, then {wrong_frames() - before}', None)
 
 
-CASES = (answers, balanced_answers, proxied_answers)
+CASES = (balanced_answers, proxied_answers)

@@ -41,7 +41,6 @@ def attribute(kind, data):
 
 
 def attributes(data):
-    """Attributes by type."""
     found = {}
     while len(data) >= NLATTR.size:
         length, kind = NLATTR.unpack_from(data)

@@ -26,8 +26,8 @@ import subprocess
 import tempfile
 
 from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, PORT, TRANSPARENT, Failure, Row, both,
-                 capture, family, inside, ip_batch, ip_in, nft, passed, write)
-from traffic import past_ip, run_in
+                 capture, family, inside, ip_batch, ip_in, passed, run, run_in, write)
+from traffic import past_ip
 
 # client, router and proxy have the addresses of host, gw and mbox.
 CLIENT, ROUTER, PROXY, NEAR = HOST, GW, MBOX, '02:00:00:00:00:05'
@@ -137,7 +137,7 @@ def set_up_proxy(fam):
     with inside(namespace('proxy')):
         write('/proc/sys/net/bridge/bridge-nf-call-iptables', 0)
         write('/proc/sys/net/bridge/bridge-nf-call-ip6tables', 0)
-        nft(RULES.format(port=PORT, mac=PROXY, table=table, proxy_port=PROXY_PORT))
+        run('nft', RULES.format(port=PORT, mac=PROXY, table=table, proxy_port=PROXY_PORT))
 
 
 def add_overrides(fam, neigh):

@@ -10,6 +10,7 @@ With --faults, one of a hundred allocations from CACHES fails, whoever makes it.
 """
 
 import argparse
+import collections
 import contextlib
 import itertools
 import mmap
@@ -23,9 +24,9 @@ import time
 from pathlib import Path
 
 import lab
-from lab import GW, HOST, LIBC, MBOX, PORT, PREFIXES, PREFIXES6, VMAC
+from lab import ALLOCINFO, GW, HOST, LIBC, MBOX, PORT, PREFIXES, PREFIXES6, VMAC
 
-UDP_SEGMENT, IP_TRANSPARENT, IPV6_TRANSPARENT = 103, 19, 75
+UDP_SEGMENT = 103
 # preserve: who it is, is in host's neighbour table, or behind a group
 FOREIGN, FOREIGN6 = '192.0.2.150', '2001:db8::150'
 REMOTE, REMOTE6 = '198.18.99.9', '2001:db8:99::9'
@@ -39,7 +40,11 @@ NEIGHS = ('lladdr {mbox}', 'lladdr {mbox} src-lladdr {vmac}', 'src-lladdr {vmac}
 NEIGHS = tuple(words.format(mbox=MBOX, vmac=VMAC) for words in NEIGHS)
 NEIGHS6 = tuple(words for words in NEIGHS if '192' not in words)
 OBJECTS, OBJECTS6, GROUP, RESILIENT, GROUP6 = range(1, 9), range(9, 17), 100, 101, 102
-ALLOCINFO = '/proc/allocinfo'
+# What host has of each: the option of 'ip', its gateway, nexthop objects, a group, a route by
+# that, destinations
+Family = collections.namedtuple('Family', 'option gateway numbers group remote prefixes')
+FAMILIES = (Family('', '192.0.2.1', OBJECTS, GROUP, REMOTE, PREFIXES),
+            Family('-6', '2001:db8::1', OBJECTS6, GROUP6, REMOTE6, PREFIXES6))
 TRACING = '/sys/kernel/tracing'
 DEBUG = '/sys/kernel/debug'
 FAULTS = 10**9      # at most
@@ -88,7 +93,6 @@ class Worker:
         self.pid = in_child(lambda: self.run(seed, end))
 
     def run(self, seed, end):
-        """What the process does."""
         random.seed(seed + self.offset)
         while time.monotonic() < end:
             with contextlib.suppress(*self.tolerated):
@@ -99,33 +103,25 @@ class Worker:
                         return
 
     def count(self, more):
-        """Add to what was done."""
         struct.pack_into('=Q', self.counters, self.offset, self.done() + more)
 
     def done(self):
-        """What was done so far."""
         return struct.unpack_from('=Q', self.counters, self.offset)[0]
 
 
 # --- packets ---
 
 def any_address(family=socket.AF_INET):
-    """Somewhere behind server."""
     prefixes = PREFIXES if family == socket.AF_INET else PREFIXES6
     return str(random.choice(prefixes)[random.randrange(1, 3)])
 
 
 def udp(source=None, family=socket.AF_INET):
     """A socket; with a source, one that may not be this host's."""
-    if source and ':' in source:
-        family = socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = socket.socket(lab.family(source).number if source else family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     if source:
-        if family == socket.AF_INET:
-            sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+        sock.setsockopt(*lab.TRANSPARENT[lab.family(source)], 1)
         sock.bind((source, 0))
     return sock
 
@@ -193,7 +189,7 @@ def batch(*lines, option=''):
     return len(lines) - done.stderr.count('Command failed')
 
 
-def nexthop(number, device='eth0', gateway='192.0.2.1'):
+def nexthop(number, device, gateway):
     """A line that replaces a nexthop object with an override."""
     via = random.choice((f'via {gateway} ', f'via {gateway} ', ''))
     neigh = random.choice(NEIGHS6 if ':' in gateway else NEIGHS)
@@ -208,15 +204,13 @@ def objects():
                               f'nexthop replace id {number} dev eth0 neigh selector unknown',
                               *[nexthop(number, 'eth0', gateway)] * 18))
     while True:
-        yield batch(*(line('192.0.2.1', OBJECTS) for _ in range(10)))
-        yield batch(*(line('2001:db8::1', OBJECTS6) for _ in range(10)), option='-6')
-        members, members6 = ('/'.join(map(str, random.sample(numbers, random.choice((1, 2, 4)))))
-                             for numbers in (OBJECTS, OBJECTS6))
-        yield batch(f'nexthop replace id {GROUP} group {members}',
-                    f'route replace {REMOTE} nhid {GROUP}',
-                    f'nexthop replace id {GROUP6} group {members6}',
-                    f'route replace {REMOTE6} nhid {GROUP6}',
-                    f'nexthop replace id {RESILIENT} group {members} type resilient buckets 8')
+        for fam in FAMILIES:
+            yield batch(*(line(fam.gateway, fam.numbers) for _ in range(10)), option=fam.option)
+            members = '/'.join(map(str, random.sample(fam.numbers, random.choice((1, 2, 4)))))
+            yield batch(f'nexthop replace id {fam.group} group {members}',
+                        f'route replace {fam.remote} nhid {fam.group}',
+                        *[f'nexthop replace id {RESILIENT} group {members} type resilient '
+                          'buckets 8'] * (fam.group == GROUP))
 
 
 def routes():
@@ -304,20 +298,19 @@ def other_devices():
             done = batch(f'link add d0 {random.choice(KINDS)}',
                          'address add 198.18.0.1/24 dev d0',
                          'address add 2001:db8:18::1/64 dev d0', 'link set d0 up')
-            done += batch(*(nexthop(number, 'd0', '2001:db8:18::2') for number in range(30, 34)),
-                          option='-6')
-            done += batch(*(nexthop(number, 'd0', '198.18.0.2') for number in range(20, 24)),
-                          *(f'route replace 198.18.{number}.0/24 nhid {number}'
-                            for number in range(20, 24)),
-                          *(f'route replace 2001:db8:18:{number}::/64 nhid {number + 10}'
-                            for number in range(20, 24)),
-                          f'route replace 198.18.24.0/24 via link {MBOX} dev d0',
-                          f'route replace 2001:db8:18:24::/64 via link {MBOX} dev d0')
+            for option, gateway, first, prefix in (
+                    ('-6', '2001:db8:18::2', 30, '2001:db8:18:{}::/64'),
+                    ('', '198.18.0.2', 20, '198.18.{}.0/24')):
+                done += batch(*(nexthop(first + number, 'd0', gateway) for number in range(4)),
+                              *(f'route replace {prefix.format(20 + number)} nhid {first + number}'
+                                for number in range(4)),
+                              f'route replace {prefix.format(24)} via link {MBOX} dev d0',
+                              option=option)
             for number in range(20, 25):
-                with contextlib.suppress(OSError):
-                    sock.sendto(b'datagram', (f'198.18.{number}.9', PORT))
-                with contextlib.suppress(OSError):
-                    sock6.sendto(b'datagram', (f'2001:db8:18:{number}::9', PORT))
+                for one, address in ((sock, f'198.18.{number}.9'),
+                                     (sock6, f'2001:db8:18:{number}::9')):
+                    with contextlib.suppress(OSError):
+                        one.sendto(b'datagram', (address, PORT))
             yield done + batch('link del d0')
 
 
@@ -326,16 +319,14 @@ def live_in_away():
     enter('away')
     batch('address add 192.0.2.99/24 dev eth0', 'address add 2001:db8::99/64 dev eth0 nodad',
           'link set eth0 up')
-    batch(*(nexthop(number, 'eth0', '2001:db8::1') for number in OBJECTS6), option='-6')
-    batch(*map(nexthop, OBJECTS),
-          *(f'route replace {PREFIXES[number]} nhid {number}' for number in OBJECTS),
-          *(f'route replace {PREFIXES6[number]} nhid {number}' for number in OBJECTS6))
-    with udp() as sock, udp(family=socket.AF_INET6) as sock6:
-        for number, number6 in zip(OBJECTS, OBJECTS6):
-            with contextlib.suppress(OSError):
-                sock.sendto(b'datagram', (str(PREFIXES[number][1]), PORT))
-            with contextlib.suppress(OSError):
-                sock6.sendto(b'datagram', (str(PREFIXES6[number6][1]), PORT))
+    for fam in FAMILIES:
+        batch(*(nexthop(number, 'eth0', fam.gateway) for number in fam.numbers),
+              *(f'route replace {fam.prefixes[number]} nhid {number}' for number in fam.numbers),
+              option=fam.option)
+        with udp(family=lab.family(fam.gateway).number) as sock:
+            for number in fam.numbers:
+                with contextlib.suppress(OSError):
+                    sock.sendto(b'datagram', (str(fam.prefixes[number][1]), PORT))
 
 
 def namespaces():
@@ -391,30 +382,12 @@ CHANGERS = (('host', objects), ('host', routes), ('gw', gw_routes), ('gw', flowt
 
 # --- the end ---
 
-def overrides_left():
-    """Allocations of the feature's files that were not freed."""
-    left = 0
-    with open(ALLOCINFO, encoding='ascii') as file:
-        for line in file:
-            if 'neigh_override' in line:
-                left += int(line.split()[1])
-    return left
-
-
 def what_is_left():
     """Delete the namespaces; the reasons for a complaint."""
     batch(*(f'netns del {name}' for name in ('host', 'gw', 'mbox', 'server', 'lan', 'away')))
-    deadline = time.monotonic() + 60
-    while overrides_left() and time.monotonic() < deadline:
-        time.sleep(1)
-    left = overrides_left()
-    return [f'{left} allocations of overrides are left'] if left else []
-
-
-def mount(kind, where):
-    """A file system of the kernel's, unless it is there."""
-    if not os.path.ismount(where):
-        subprocess.run(['mount', '-t', kind, 'none', where], check=True)
+    with contextlib.suppress(lab.Failure):
+        lab.wait_until(lambda: not lab.allocated(), 'memory', 60)
+    return [f'left: {line}' for line in lab.allocated()]
 
 
 def inject_faults(interval):
@@ -428,7 +401,6 @@ def inject_faults(interval):
 
 
 def faults_injected():
-    """How many allocations have failed."""
     return sum(FAULTS - int(Path(f'{DEBUG}/{name}/times').read_text('ascii'))
                for name in ('failslab', 'fail_page_alloc'))
 
@@ -448,21 +420,17 @@ def prepare():
     """The LAN, what preserve needs, and somebody who listens."""
     if not os.path.exists(ALLOCINFO):
         sys.exit(f'stress: this kernel has no {ALLOCINFO}: see configs/debug.config')
-    mount('tracefs', TRACING)
-    mount('debugfs', DEBUG)
     lab.set_up()
     lab.ip_batch('host', *(f'neigh replace {address} lladdr 02:00:00:00:00:50 dev eth0'
                            for address in (FOREIGN, FOREIGN6)))
     with lab.inside('host'):
-        ready = batch(*map(nexthop, OBJECTS))
-        ready += batch(*(nexthop(number, 'eth0', '2001:db8::1') for number in OBJECTS6),
-                       option='-6')
+        ready = sum(batch(*(nexthop(number, 'eth0', fam.gateway) for number in fam.numbers),
+                          option=fam.option) for fam in FAMILIES)
     if ready != len(OBJECTS) + len(OBJECTS6):
         raise lab.Failure('a nexthop object was refused')
 
 
 def main():
-    """The command line."""
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS)
     parser.add_argument('--seconds', type=int, default=60)
     parser.add_argument('--seed', type=int, default=1)

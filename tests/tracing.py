@@ -4,14 +4,13 @@ import collections
 import contextlib
 import os
 import re
-import subprocess
 
 from lab import (GW, HOST, IPV4, IPV6, MBOX, VMAC, Row, add_override, both, family, forget, ip,
                  know, nobody, without_inet6, write)
 from traffic import ignored_sources, send_as, send_in_vain
 
 TRACING = '/sys/kernel/tracing'
-OVERRIDES, DROPS = 'neigh_override/neigh_override', 'skb/kfree_skb'
+OVERRIDES = 'neigh_override/neigh_override'
 CHOICE = re.compile(r'neigh_override: dev (\S+) saddr (\S+) daddr (\S+) nh (\S+) '
                     r'lladdr (\S+) \((\S+)\) src-lladdr (\S+) \((\S+)\)(| dropped)$')
 NO_LLADDR = '00:00:00:00:00:00'
@@ -23,8 +22,6 @@ Choice = collections.namedtuple('Choice', 'dev saddr daddr nh lladdr why src src
 @contextlib.contextmanager
 def traced(*events):
     """Trace events meanwhile; yields what returns the lines since the last time."""
-    if not os.path.exists(f'{TRACING}/instances'):
-        subprocess.run(['mount', '-t', 'tracefs', 'none', TRACING], check=True)
     directory = f'{TRACING}/instances/choices'
     os.mkdir(directory)
 
@@ -136,19 +133,4 @@ def trace_no_frame(wire, prefix):
         yield row._replace(problem=row.problem or passed and 'there is a frame' or None)
 
 
-@both
-def drop_reason(wire, prefix):
-    """drops"""
-    fam = family(prefix)
-    add_override(prefix[1], 394, 'preserve')
-    add_override(prefix[2], 395, 'preserve strict')
-    with traced(DROPS) as lines:
-        for note, address, drops in (': preserve', prefix[1], 0), (': strict', prefix[2], 3):
-            passed = [send_in_vain(wire, nobody(fam), address) for _ in range(3)]
-            reasons = [line.rpartition('reason: ')[2] for line in lines()]
-            yield Row(note, f'{drops} for NEIGH_STRICT, {3 - drops} frames',
-                      f'{reasons.count("NEIGH_STRICT")} for NEIGH_STRICT, '
-                      f'{sum(map(len, passed))} frames', None)
-
-
-CASES = (trace, trace_no_frame, drop_reason)
+CASES = (trace, trace_no_frame)

@@ -6,12 +6,11 @@ import itertools
 import os
 import select
 import socket
-import subprocess
 import time
 from ipaddress import ip_address
 
-from lab import (DEADLINE, GW, IPV4, IPV6, MBOX, PORT, VMAC, Failure, Row, capture, describe,
-                 family, flow, inside, ip_batch, set_sysctls)
+from lab import (DEADLINE, GW, IPV4, IPV6, MBOX, PORT, VMAC, Row, capture, describe, family, flow,
+                 inside, ip_batch, set_sysctls)
 
 BOTH = f'lladdr {MBOX} src-lladdr {VMAC}'
 # One more host on the LAN: its device, and what is below that
@@ -24,15 +23,6 @@ BACKLOG = 500       # frames: more than a capture has room for
 
 
 # --- one datagram ---
-
-def run_in(name, command):
-    """Run a command in a namespace; return what it prints."""
-    with inside(name):
-        done = subprocess.run(command.split(), text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise Failure(f'{command}: {done.stderr.strip()}')
-    return done.stdout
-
 
 def send_as(wire, source, address, name='host'):
     """Send a datagram with a source of others; return its Frame on host's cable."""

@@ -80,6 +80,7 @@ variant_make() {
 }
 
 variant_compiler() {
+	[ "$CHECKER" != sparse ] || find_sparse >&2 || true
 	case $COMPILER in
 	clang) find_clang >&2 || skip "no clang of version 17 or newer" ;;
 	esac
@@ -290,23 +291,10 @@ undefined_symbols() {
 	done
 }
 
-check_gcc() {
-	find_sparse >&2 || true
-	build_variant gcc
-}
-
 check_sparse() {
 	find_sparse >&2 || skip "no sparse that takes this kernel, nor its source to build one"
 	echo "$("$SPARSE" --version 2>/dev/null || true), in 'gcc'"
 }
-
-check_clang() { build_variant clang; }
-check_i386() { build_variant i386; }
-check_off() { build_variant off; }
-check_no_ipv6() { build_variant no-ipv6; }
-check_off_no_ipv6() { build_variant off-no-ipv6; }
-check_no_multipath() { build_variant no-multipath; }
-check_no_vrf() { build_variant no-vrf; }
 
 # With the tests' own configuration.  What the branch has, scripts/kunit has built already.
 check_kunit() {

@@ -2,7 +2,6 @@
 # What reads a patch rather than compiling it: sourced by check.
 
 PATCH_CHECKS=(
-"apply            patches/BASE applies strictly, patch by patch, and makes the branch"
 "message          form of the commit message"
 "checkpatch       checkpatch.pl --strict --codespell: 0 errors, 0 warnings, 0 checks"
 "kernel-doc       kernel-doc -Wall -none on what is touched: nothing new"
@@ -83,26 +82,6 @@ dirname_of_each() {
 	done <<<"$1" | sort -u
 }
 
-check_apply() {
-	local file tree
-	file=$(compgen -G "$PATCHES/$PATCH-*.patch") || {
-		finding "there is no patches/$BASE/$PATCH-*.patch: run scripts/regen --base $BASE"
-		return
-	}
-	rm -rf "$WORK/objects" "$WORK/index"
-	mkdir -p "$WORK/objects"
-	export GIT_INDEX_FILE=$WORK/index GIT_OBJECT_DIRECTORY=$WORK/objects
-	GIT_ALTERNATE_OBJECT_DIRECTORIES=$(unset GIT_OBJECT_DIRECTORY
-		tree_git rev-parse --path-format=absolute --git-path objects)
-	export GIT_ALTERNATE_OBJECT_DIRECTORIES
-	tree_git read-tree "$COMMIT^"
-	tree_git apply --cached --whitespace=error-all "$file" 2>&1 | findings "" || true
-	tree=$(tree_git write-tree)
-	[ "$tree" = "$(tree_git rev-parse "$COMMIT^{tree}")" ] ||
-		finding "${file#"$REPO/"} makes another tree than commit ${COMMIT:0:12} of the branch"
-	echo "${file##*/}"
-}
-
 # The imperative has no ending; these verbs end like one.
 IMPERATIVES='pass|address|process|express|compress|access|focus|discuss|miss|dismiss|bypass|suppress|embed|need|feed|speed|seed|shed|bring|string|ring'
 
@@ -152,6 +131,7 @@ check_checkpatch() {
 		"$WORK/checked.patch") >"$WORK/checkpatch" 2>"$WORK/checkpatch.err" || status=$?
 	cat "$WORK/checkpatch" "$WORK/checkpatch.err"
 	findings "checkpatch.pl: " <"$WORK/checkpatch.err"
+	tree_git diff-tree --check --no-commit-id -r "$COMMIT" | findings "git: " || true
 	[[ $status = 0 && ! -s $WORK/checkpatch ]] ||
 	grep -q '^total: [0-9]* errors, [0-9]* warnings, [0-9]* checks' "$WORK/checkpatch" ||
 		finding "checkpatch.pl did not come to its end: status $status"
@@ -175,29 +155,26 @@ check_kernel_doc() {
 	new_of_each kernel_doc_of '*.c' '*.h'
 }
 
-check_header_functions() {
-	[ -n "$(touched '*.h')" ] || nothing "touches no header"
-	# Others are a second definition for the linker.
-	added_lines '*.h' | grep -E '^[^:]*:[0-9]+:static[[:space:]][^=;]*\([^=;]*$' |
-		grep -vE '\<(inline|__always_inline|__inline)\>|\\$' | findings "" || true
+# forbid FILES PATTERN [EXCEPT [SED]]: no line that is added, as SED leaves it.
+forbid() {
+	[ -n "$(touched "$1")" ] || nothing "touches no $1"
+	added_lines "$1" | sed -E "${4:-}" | grep -E "$2" | grep -vE "${3:-^$}" | findings "" || true
 	echo "none"
+}
+
+# Others are a second definition for the linker.
+check_header_functions() {
+	forbid '*.h' '^[^:]*:[0-9]+:static[[:space:]][^=;]*\([^=;]*$' \
+		'\<(inline|__always_inline|__inline)\>|\\$'
 }
 
 check_source_inline() {
-	[ -n "$(touched '*.c')" ] || nothing "touches no .c file"
-	added_lines '*.c' | sed -E 's|/\*.*(\*/)?||; s|//.*||; s|"[^"]*"||g' |
-		grep -E '^[^:]*:[0-9]+:.*\<inline\>' | grep -vE '^[^:]*:[0-9]+:[[:space:]]*\*' |
-		findings "" || true
-	echo "none"
+	forbid '*.c' '^[^:]*:[0-9]+:.*\<inline\>' '^[^:]*:[0-9]+:[[:space:]]*\*' \
+		's|/\*.*(\*/)?||; s|//.*||; s|"[^"]*"||g'
 }
 
-DEPRECATED='\<(module_param(_named|_array)?|(dev|net|in_dev)_hold|dev_put|put_net|get_net|init_dummy_netdev|simple_strto[a-z]+|strcpy|strncpy|strlcpy|BUG|BUG_ON|in_interrupt|in_irq|prandom_u32|synchronize_net|printk)\('
-
 check_deprecated() {
-	[ -n "$(touched '*.[ch]')" ] || nothing "touches no C"
-	added_lines '*.[ch]' | grep -E "$DEPRECATED" | findings "" || true
-	added_lines 'drivers/net/*.[ch]' | grep -E '\<__free\(' | findings "" || true
-	echo "none"
+	forbid '*.[ch]' '\<(module_param(_named|_array)?|(dev|net|in_dev)_hold|dev_put|put_net|get_net|init_dummy_netdev|simple_strto[a-z]+|strcpy|strncpy|strlcpy|BUG|BUG_ON|in_interrupt|in_irq|prandom_u32|synchronize_net|printk)\(|^drivers/net/.*\<__free\('
 }
 
 MAINTAINERS_SECTION=$(head -n 1 "$REPO/MAINTAINERS.snippet")
@@ -235,29 +212,14 @@ makefile_lists() {
 		}' "$1"
 }
 
-# Neighbours in the wrong order; those without a directory come first.
-makefile_disorder() {
-	makefile_lists "$1" | awk '
-		{ key = gsub("/", "/", $2) " " tolower($2) }
-		$1 == list && key < last { print $1 ": " name " before " $2 }
-		$1 == list && $2 == name { print $1 ": " $2 " twice" }
-		{ list = $1; last = key; name = $2 }'
-}
-
-config_disorder() {
-	awk -F= '
-		/^#/ || !/=/ { if ($0 != "" && !/^#/) print "not an option: " $0; next }
-		{ key = $1; gsub(/_/, "", key) }
-		key < last { print name " before " $1 }
-		key == last { print $1 " twice" }
-		{ last = key; name = $1 }' "$1"
-}
-
+# What sort moves, and what is there twice.  Items without a directory come first.
 selftest_list_disorder() {
 	case $1 in
-	*/Makefile) makefile_disorder "$1" ;;
-	*/config) config_disorder "$1" ;;
-	esac
+	*/Makefile) makefile_lists "$1" | awk '{ print $1, gsub("/", "/", $2), tolower($2) }' |
+		LC_ALL=C sort -s -k1,1 ;;
+	*/config) sed '/^#/d; /^$/d; /=/!p; s/=.*//; s/_//g' "$1" ;;
+	esac >"$WORK/keys"
+	LC_ALL=C sort -u "$WORK/keys" | diff "$WORK/keys" - | grep '^[<>]' || true
 }
 
 # How the tests' own files are kept differs from base to base; new ones are written as
