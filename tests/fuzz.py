@@ -31,7 +31,7 @@ HEADER = {RTM_NEWLINK: 16, RTM_DELLINK: 16, RTM_NEWROUTE: 12, RTM_DELROUTE: 12,
 EDITS = (nl.NLM_F_CREATE | nl.NLM_F_EXCL, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, nl.NLM_F_CREATE,
          nl.NLM_F_REPLACE, nl.NLM_F_CREATE | 0x800, 0)          # NLM_F_APPEND
 DEBUG, NETDEVSIM, LIBC = Path('/sys/kernel/debug'), Path('/sys/bus/netdevsim'), ctypes.CDLL(None)
-KCOV_WORDS, COPY, ROUND, RTM_F_CLONED, RTM_F_FIB_MATCH = 1 << 17, 0x7ffffff0, 250, 0x200, 0x2000
+KCOV_WORDS, COPY, ROUND, RTM_F_CLONED, RTM_F_FIB_MATCH = 1 << 17, 0x7ffffff0, 1000, 0x200, 0x2000
 
 # Devices have the same numbers in every round.
 INDEXES = range(1, 16)
