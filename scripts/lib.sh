@@ -429,6 +429,8 @@ use_ccache() {
 	       [ -w "$cache/tmp" ]; } 2>/dev/null; then
 		export CCACHE_DIR=$BUILD/ccache
 	fi
+	# Another clone compiles the same.
+	export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$BUILD} CCACHE_NOHASHDIR=1
 }
 
 # Where User-mode Linux may put its memory file: 1.2 GB of room, not noexec.
