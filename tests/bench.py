@@ -284,8 +284,8 @@ class Host:
         if self.where == 'forward':
             write('/proc/sys/net/ipv4/ip_forward', 1)
             write('/proc/sys/net/ipv4/conf/all/send_redirects', 0)
-        lines = ['link add eth0 address 02:00:00:00:00:02 type dummy',
-                 'link set eth0 arp on up', 'address add 192.0.2.2/24 dev eth0']
+        self.add_device()
+        lines = ['link set eth0 arp on up', 'address add 192.0.2.2/24 dev eth0']
         if self.where == 'forward':
             lines += ['link add in0 address 02:00:00:00:01:02 type veth '
                       'peer name gen0 address 02:00:00:00:01:01',
@@ -293,6 +293,9 @@ class Host:
                       'address add 198.51.100.1/24 dev in0']
         run('ip', '-batch', '-', given='\n'.join(lines))
         return self
+
+    def add_device(self):
+        run('ip', 'link', 'add', 'eth0', 'address', HOST, 'type', 'dummy')
 
     def __exit__(self, *what):
         self.open.close()
@@ -415,16 +418,19 @@ def transmitted():
         return int(re.search(r'^ *eth0:((?: +\d+){16})$', file.read(), re.M)[1].split()[9])
 
 
+def udp(host, case, options, batches):
+    """The command that sends packets of a case that is set up."""
+    source = [case.source.format(**host.words)] if case.source else []
+    return [options.program, 'udp', host.words['destination'], str(batches), *source]
+
+
 def measure(host, case, options):
     """The count of a packet, of a case that is set up."""
     destination = host.words['destination']
     if case.where == 'forward':
         forward(destination, 64)
         return min(forward(destination, PACKETS) for _ in range(RUNS))
-    words = [options.program, 'udp', destination, str(BATCHES)]
-    if case.source:
-        words.append(case.source.format(**host.words))
-    return float(run(*words))
+    return float(run(*udp(host, case, options, BATCHES)))
 
 
 def send_one(host, case, options):
@@ -433,8 +439,7 @@ def send_one(host, case, options):
     if case.where == 'forward':
         forward(destination, 1)
     else:
-        run(options.program, 'udp', destination, '1',
-                *([case.source.format(**host.words)] if case.source else []))
+        run(*udp(host, case, options, 1))
 
 
 @contextlib.contextmanager
