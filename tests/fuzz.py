@@ -330,9 +330,10 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
 
     def step(self, request):
         """Ask for something and check what came of it."""
+        # What happens to a device from here on is heard.
+        self.hear()
         before = self.state() if sum(request[2]) % 10 == 0 else None
         known, self.area[0] = len(self.seen), 0
-        self.hear()
         self.history.append((struct.pack('=HH', *request[:2]) + request[2]).hex())
         error, _ = self.ask(*request)
         self.seen.update(self.area[1:self.area[0] + 1])
@@ -366,7 +367,9 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         # IPv6 deletes the other legs when there is none like one of them.
         by_legs = kind == RTM_DELROUTE and head[0] == socket.AF_INET6 and find(
             join(pairs), RTA_MULTIPATH)
-        assert not before or by_legs or self.state() == before, f'refused with {error}, but changed'
+        after = self.state() if before and not by_legs else before
+        assert after == before, (f'refused with {error}, but changed: '
+                                 f'{[body.hex() for body in {*before} ^ {*after}]}')
         plain = [pair for pair in pairs if pair[0] & nl.NLA_TYPE_MASK not in OVERRIDES
                  and (pair[0] != nl.RTA_VIA or not pair[1].startswith(LINK))]
         if (error in SILENT and kind in (nl.RTM_NEWNEXTHOP, RTM_NEWROUTE) and plain != pairs
