@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import time
 
-from lab import GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, ip_in, set_up, wait_until
+from lab import (GW, MBOX, PREFIXES, Failure, Wire, inside, ip_batch, ip_in, set_up, sysctls,
+                 wait_until)
 
 DEADLINE = 20       # seconds that a daemon may take for something
 QUIET = 2           # seconds after which it is taken to have nothing left to do
@@ -173,19 +174,9 @@ def add_route(route, table='main'):
     host(f'route add {route.prefix} table {table} {route.words}')
 
 
-@contextlib.contextmanager
 def without_compat():
     """Dumps without the nexthops of objects for a while."""
-    path = pathlib.Path('/proc/sys/net/ipv4/nexthop_compat_mode')
-
-    def write_mode(value):
-        with inside('host'):
-            path.write_text(value, encoding='ascii')
-    write_mode('0')
-    try:
-        yield
-    finally:
-        write_mode('1')
+    return sysctls('host', {'net/ipv4/nexthop_compat_mode': 0})
 
 
 def snapshot(table='main'):

@@ -9,7 +9,7 @@ import time
 from ipaddress import ip_address
 
 from lab import (DEADLINE, GW, HOST, IPV6, MBOX, VMAC, Row, add_override, expect, flow, inside, ip,
-                 ip_batch, know, not_router6, only6, run_in, wait_until, write)
+                 ip_batch, know, only6, run_in, sysctls, wait_until, write)
 from traffic import NODE_BELOW, another_host, connect_node, expect_delivery
 
 # Types of ICMPv6 messages, of <linux/icmpv6.h>
@@ -82,27 +82,21 @@ def advertisement(preference):
 @only6
 def proxied(wire, prefix):
     """proxy NDP"""
-    sysctls = [f'/proc/sys/net/ipv6/conf/{name}/proxy_ndp' for name in ('all', 'eth0')]
     add_override(prefix, 400, f'lladdr {GW} src-lladdr {VMAC}')
     # Who asks is on-link, but packets to it are not sent to it.
     ip(f'route add {IPV6.mbox} via link {GW} dev eth0')
     ip(f'neigh add proxy {prefix[1]} dev eth0')
     ip_batch('mbox', f'route add {prefix[1]} dev eth0')
-    with inside('host'):
-        for sysctl in sysctls:
-            write(sysctl, 1)
     wire.forget()
-    with flow(prefix[1], 'mbox') as sock:
-        sock.send(b'to whom it may concern')
-    told, = messages(wire, 'NA', str(prefix[1])) or [None]
-    yield Row(': advertised', f'NA to {MBOX} from {HOST}, with an address',
-              f'{told.kind} to {told.dst} from {told.src}{", with an address" * told.tells}'
-              if told else 'nothing', None)
-    with flow(prefix[1], 'mbox') as sock:
-        yield expect_delivery(wire, sock, (GW, VMAC), ': packet')
-    with inside('host'):
-        for sysctl in sysctls:
-            write(sysctl, 0)
+    with sysctls('host', {f'net/ipv6/conf/{name}/proxy_ndp': 1 for name in ('all', 'eth0')}):
+        with flow(prefix[1], 'mbox') as sock:
+            sock.send(b'to whom it may concern')
+        told, = messages(wire, 'NA', str(prefix[1])) or [None]
+        yield Row(': advertised', f'NA to {MBOX} from {HOST}, with an address',
+                  f'{told.kind} to {told.dst} from {told.src}{", with an address" * told.tells}'
+                  if told else 'nothing', None)
+        with flow(prefix[1], 'mbox') as sock:
+            yield expect_delivery(wire, sock, (GW, VMAC), ': packet')
     ip(f'neigh del proxy {prefix[1]} dev eth0')
     ip(f'route delete {IPV6.mbox} via link {GW} dev eth0')
 
@@ -145,17 +139,13 @@ def preferred_router(wire, prefix):
 @contextlib.contextmanager
 def two_routers(prefix, first):
     """Two nexthops on host for a prefix, which are probed as often as there are packets."""
-    interval = '/proc/sys/net/ipv6/conf/eth0/router_probe_interval'
     for action, number in ('add', first), ('append', first + 1):
         ip(f'nexthop add id {number} via {IPV6.gw} dev eth0')
         ip(f'-6 route {action} default table 401 nhid {number}')
     ip(f'-6 rule add to {prefix} lookup 401')
-    with inside('host'):
-        write(interval, 0)
-    with not_router6('host'):
+    with sysctls('host', {'net/ipv6/conf/eth0/router_probe_interval': 0,
+                          'net/ipv6/conf/all/forwarding': 0}):
         yield
-    with inside('host'):
-        write(interval, 60)
     ip(f'-6 rule delete to {prefix} lookup 401')
 
 

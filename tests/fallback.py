@@ -12,13 +12,12 @@ with the kernel's, which takes a minute.
 # carrier tells: neighbour unreachability detection has to find out.
 
 import collections
-import contextlib
 import select
 import sys
 import time
 
 from lab import (DEADLINE, GW, IPV4, MBOX, PREFIXES, Failure, Row, Wire, add_override, both, family,
-                 flow, forget, inside, ip_batch, know, set_up, stat)
+                 flow, forget, inside, ip_batch, know, set_up, stat, sysctls)
 from traffic import frames_to
 from tracing import OVERRIDES, choices, traced
 
@@ -88,26 +87,17 @@ class Stream:
 
 # --- a neighbour that is away ---
 
-def neigh_sysctl(name, value=None, fam=IPV4):
-    """The number that a neighbour sysctl of eth0 of host was; set it."""
-    with inside('host'), open(f'/proc/sys/net/ipv{fam.option[1]}/neigh/eth0/{name}', 'r+',
+def neigh_sysctl(name, fam=IPV4):
+    """A neighbour sysctl of eth0 of host."""
+    with inside('host'), open(f'/proc/sys/net/ipv{fam.option[1]}/neigh/eth0/{name}',
                               encoding='ascii') as file:
-        before = int(file.read())
-        if value is not None:
-            file.seek(0)
-            file.write(str(value))
-    return before
+        return int(file.read())
 
 
-@contextlib.contextmanager
 def neigh_sysctls(values, fam=IPV4):
     """Set neighbour sysctls for a while."""
-    before = {name: neigh_sysctl(name, value, fam) for name, value in values.items()}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            neigh_sysctl(name, value, fam)
+    return sysctls('host', {f'net/ipv{fam.option[1]}/neigh/eth0/{name}': value
+                            for name, value in values.items()})
 
 
 def detection_time(fam):

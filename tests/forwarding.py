@@ -3,8 +3,8 @@
 import contextlib
 import socket
 
-from lab import (GW, HOST, IPV6, MBOX, PORT, VMAC, add_override, both, family, flow, inside, ip,
-                 ip_batch, know, only6, run_in, write)
+from lab import (GW, HOST, IPV6, MBOX, PORT, VMAC, add_override, both, family, flow, ip,
+                 ip_batch, know, only6, run_in, sysctls)
 from traffic import (BOTH, another_host, connect_node, deliver, expect_delivery, expect_frames,
                      frames_to)
 
@@ -59,9 +59,8 @@ def segments(wire, prefix):
     ip(f'-6 nexthop add id {number} dev eth0 neigh src-lladdr {VMAC}')
     ip(f'-6 nexthop add id {number + 1} dev eth0 neigh via {IPV6.mbox}')
     ip(f'route add {prefix[1]} encap seg6local action End.X nh6 {IPV6.gw} dev eth0')
-    with another_host(wire), inside('server'):
-        for name in 'all', 'eth0':
-            write(f'/proc/sys/net/ipv6/conf/{name}/seg6_enabled', 1)
+    enabled = {f'net/ipv6/conf/{name}/seg6_enabled': 1 for name in ('all', 'eth0')}
+    with another_host(wire), sysctls('server', enabled):
         connect_node('eth0', fam=IPV6)
         ip_batch('node', f'route add {prefix[1]} via {IPV6.host}',
                  f'route add {final} encap seg6 mode inline segs {prefix[1]} dev eth0')
@@ -75,8 +74,6 @@ def segments(wire, prefix):
                 problem = deliver(wire, sock)
             yield expect_frames(frames_to(wire, final, socket.IPPROTO_ROUTING), lladdrs, note,
                                 problem=problem)
-        for name in 'all', 'eth0':
-            write(f'/proc/sys/net/ipv6/conf/{name}/seg6_enabled', 0)
     ip(f'route delete {IPV6.gw}')
 
 

@@ -197,16 +197,21 @@ def behind_gw(network):
 
 
 @contextlib.contextmanager
-def not_router6(name):
-    """Let a host be no router of IPv6 for a while."""
-    sysctl = '/proc/sys/net/ipv6/conf/all/forwarding'
-    with inside(name):
-        write(sysctl, 0)
+def sysctls(name, values):
+    """Set sysctls of a host, {path below /proc/sys: value}, for a while."""
+    def swap(values):
+        before = {}
+        with inside(name):
+            for path, value in values.items():
+                before[path] = pathlib.Path('/proc/sys', path).read_text(encoding='ascii')
+                write(f'/proc/sys/{path}', value)
+        return before
+
+    before = swap(values)
     try:
         yield
     finally:
-        with inside(name):
-            write(sysctl, 1)
+        swap(before)
 
 
 def ip(line):

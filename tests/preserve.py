@@ -3,8 +3,8 @@
 import contextlib
 import socket
 
-from lab import (GW, HOST, IPV4, MBOX, add_override, both, expect, family, flow, inside, ip,
-                 ip_batch, know, write)
+from lab import (GW, HOST, IPV4, MBOX, add_override, both, expect, family, flow, ip,
+                 ip_batch, know, sysctls)
 from traffic import another_host, connect_node, ignored_sources, send_as
 from tracing import OVERRIDES, by_gw, expect_choice, traced
 
@@ -12,18 +12,12 @@ from tracing import OVERRIDES, by_gw, expect_choice, traced
 @contextlib.contextmanager
 def by_mark(owner, gateway, mark):
     """Packets with a mark, which the reverse path check looks at, find another gateway."""
-    path = '/proc/sys/net/ipv4/conf/eth0/src_valid_mark'
     ip(f'route add {owner} via {gateway} table {mark}')
     rule = f'fwmark {mark} to {owner} lookup {mark}'
     ip(f'{family(owner).option} rule add {rule}')
-    with inside('host'):
-        write(path, 1)
-    try:
+    with sysctls('host', {'net/ipv4/conf/eth0/src_valid_mark': 1}):
         yield
-    finally:
-        with inside('host'):
-            write(path, 0)
-        ip(f'{family(owner).option} rule delete {rule}')
+    ip(f'{family(owner).option} rule delete {rule}')
 
 
 @both
