@@ -10,7 +10,6 @@ PATCH_CHECKS=(
 "deprecated       no interface that networking does not take any more"
 "maintainers      a section of MAINTAINERS covers each new file"
 "selftest-lists   Makefile, config and .gitignore of the selftests: complete and sorted"
-"shellcheck       shellcheck -x on what is touched"
 "ruff             ruff on what is touched"
 "pylint           pylint on what is touched"
 "yamllint         yamllint on what is touched"
@@ -121,12 +120,11 @@ excepted() {
 }
 
 check_checkpatch() {
-	local dictionary line file type count=0 status=0
+	local line file type count=0 status=0
 	want codespell:codespell '/usr/lib/python3/dist-packages/ply/lex.py:python3-ply' \
 		'/usr/lib/python3/dist-packages/git/__init__.py:python3-git'
-	dictionary=$(codespell_dictionary) || skip "codespell has no dictionary"
 	tree_git format-patch -q -1 --no-signature --stdout "$COMMIT" >"$WORK/checked.patch"
-	(cd "$SOURCE" && /usr/bin/env PATH="/usr/bin:$PATH" scripts/checkpatch.pl --strict --codespell --codespellfile "$dictionary" \
+	(cd "$SOURCE" && /usr/bin/env PATH="/usr/bin:$PATH" scripts/checkpatch.pl --strict --codespell \
 		--max-line-length=80 --no-signoff --show-types --terse --showfile --color=never \
 		"$WORK/checked.patch") >"$WORK/checkpatch" 2>"$WORK/checkpatch.err" || status=$?
 	cat "$WORK/checkpatch" "$WORK/checkpatch.err"
@@ -249,16 +247,6 @@ check_selftest_lists() {
 		grep -qx CONFIG_IP_NEIGH_OVERRIDE=y "$SOURCE/tools/testing/selftests/net/config" ||
 		finding "tools/testing/selftests/net/config lacks CONFIG_IP_NEIGH_OVERRIDE=y"
 	echo "in order"
-}
-
-# The kernel's tests call functions in ways that shellcheck does not see.
-shellcheck_of() {
-	(cd "$(dirname "$1")" && shellcheck -x -e SC2317,SC2329 -f gcc "$(basename "$1")") || [ $? = 1 ]
-}
-
-check_shellcheck() {
-	want shellcheck:shellcheck
-	new_of_each shellcheck_of '*.sh'
 }
 
 ruff_of() {

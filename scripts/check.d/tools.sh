@@ -93,11 +93,3 @@ find_ruff() {
 		"$TOOLS/ruff/usr/bin/ruff")
 	"${RUFF[@]}" --version >/dev/null
 }
-
-# The dictionary that goes with the system's codespell.
-codespell_dictionary() {
-	local file
-	file=$(/usr/bin/python3 -c 'import codespell_lib, os
-print(os.path.join(os.path.dirname(codespell_lib.__file__), "data/dictionary.txt"))') &&
-		[ -f "$file" ] && echo "$file"
-}
