@@ -1,4 +1,4 @@
-"""Changes under traffic: of routes, nexthops, carriers and device types."""
+"""Changes under traffic: of routes, nexthops and device types."""
 
 import collections
 import contextlib
@@ -11,7 +11,7 @@ import threading
 import time
 
 from lab import (DEADLINE, GW, HOST, MBOX, VMAC, Row, both, expect, family, flow, inside, ip,
-                 ip_batch, run_in, wait_until)
+                 ip_batch, run_in)
 from traffic import LOOP, NEAR, NEW, Cable, counters_of_host, discarded, outcome, sightings, to_sink
 
 REFUSED = os.strerror(errno.EINVAL)
@@ -115,59 +115,6 @@ def replaced_route(wire, prefix):
     yield expect(wire.send(prefix[1]), MBOX, HOST, ', at the end')
 
 
-# --- carriers ---
-
-def await_change(text, words, line):
-    """Wait until 'ip' shows something 'with' words, or 'without' them."""
-    wait_until(lambda: (words in ip(line)) == (text == 'with'), f"'ip {line}' {text} {words}")
-
-
-def expect_legs(note, socks, cables, *legs):
-    """The row of the cables that datagrams leave by; legs: a cable's number, dst, src."""
-    for sock in socks:
-        sock.send(b'spread')
-    seen = collections.Counter()
-    captures = {cable.capture: number for number, cable in enumerate(cables)}
-    deadline = time.monotonic() + DEADLINE
-    while (seen.total() < len(socks) and
-           select.select(captures, [], [], max(0, deadline - time.monotonic()))[0]):
-        for seen_at, number in captures.items():
-            seen.update((number, *step) for _, step in sightings(seen_at))
-    problem = None
-    if seen.keys() != {*legs} or seen.total() != len(socks):
-        problem = f'seen: {seen}'
-    return Row(note, ' '.join(cables[number].near for number, _, _ in legs),
-               ' '.join(sorted({cables[number].near for number, _, _ in seen})), problem)
-
-
-@both
-def carrier(_, prefix):
-    """carrier"""
-    fam = family(prefix)
-    first = fam.first + 268
-    with contextlib.ExitStack() as stack:
-        cables = [stack.enter_context(Cable(number=number, fam=fam)) for number in (0, 1)]
-        # The ports of the senders spread them over the legs.
-        socks = [stack.enter_context(to_sink(prefix[1])) for _ in range(16)]
-        legs = (0, MBOX, NEAR), (1, GW, VMAC)
-        second = (f'nexthop add id {first + 1} via {cables[1].gateway} dev life1 '
-                  f'neigh src-lladdr {VMAC}')
-        ip(f'{fam.option} nexthop add id {first} dev life0 neigh lladdr {MBOX}')
-        ip(second)
-        ip(f'nexthop add id {first + 2} group {first}/{first + 1}')
-        ip(f'route add {prefix} nhid {first + 2}')
-        yield expect_legs('', socks, cables, *legs)
-        ip_batch('lan', 'link set far1 down')
-        # The group has lost it for good.
-        await_change('without', f'/{first + 1}', f'nexthop show id {first + 2}')
-        yield expect_legs(': lost', socks, cables, legs[0])
-        ip_batch('lan', 'link set far1 up')
-        await_change('with', 'state UP', 'link show life1')
-        ip(second)
-        ip(f'nexthop replace id {first + 2} group {first}/{first + 1}')
-        yield expect_legs(': back', socks, cables, *legs)
-
-
 # --- devices that change their type ---
 
 def enslave(device, master):
@@ -257,4 +204,4 @@ def bond(wire, prefix):
     yield from change_type(wire, prefix, 'bond0', 'bond mode active-backup', f'{HOST} > {GW}')
 
 
-CASES = (replaced_object, replaced_route, carrier, team, bond)
+CASES = (replaced_object, replaced_route, team, bond)

@@ -143,11 +143,11 @@ def connect_node(device, bridge_end='node', fam=IPV4):
 class Cable:
     """One more cable of a host."""
 
-    def __init__(self, number=0, fam=IPV4):
-        self.near, self.far = f'life{number}', f'far{number}'
+    def __init__(self, fam=IPV4):
+        self.near, self.far = 'life0', 'far0'
         address, self.gateway, self.aside = (
-            f'198.51.100.{64 + 16 * number + host}' if fam is IPV4 else
-            f'2001:db8:fd:{number}::{host}' for host in (1, 2, 10))
+            f'198.51.100.{64 + host}' if fam is IPV4 else f'2001:db8:fd::{host}'
+            for host in (1, 2, 10))
         self.address = f'{address}/{28 if fam is IPV4 else 64}'
         self.capture = None
 
