@@ -258,4 +258,25 @@ def flow_tunnel(wire, prefix):
         yield Row('', (SERVER, VMAC), min(found, default=(None, None)), problem)
 
 
-CASES = (flow_plain, flow_there, flow_back, flow_later, flow_counted, flow_tunnel)
+@both
+def flow_bridge(wire, prefix):
+    """flow by a bridge port"""
+    ip_batch('gw', f'link add br1 address {GW_TO_SERVER} type bridge', 'link set br1 up',
+             'link set eth1 master br1')
+    fam, words = family(prefix), f'dev br1 neigh lladdr {SERVER} src-lladdr {VMAC}'
+    try:
+        with flowtable(fam):
+            with gw_nexthop(355, words, prefix), established(wire, prefix[1]) as flow:
+                yield from flow.observe('', 'offloaded', there=(SERVER, VMAC))
+            # There the flow keeps its addresses, and nobody would count.
+            with gw_nexthop(356, f'{words} counters', prefix), \
+                    established(wire, prefix[1]) as flow:
+                for _ in range(ROUNDS):
+                    flow.exchange()
+                yield Row(': counters, packets', str(ROUNDS + 2),
+                          str(stat(356 + fam.first, 'packets', 'gw')), None)
+    finally:
+        ip_batch('gw', 'link del br1')
+
+
+CASES = (flow_plain, flow_there, flow_back, flow_later, flow_counted, flow_tunnel, flow_bridge)
