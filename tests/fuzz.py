@@ -348,7 +348,7 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         try:
             if error:
                 self.check_refused(request, error, before)
-            elif kind == nl.RTM_NEWNEXTHOP and request[2]:     # rtnetlink ignores it without
+            elif kind == nl.RTM_NEWNEXTHOP and request[2]:     # without one, nothing is done
                 assert told, 'no notification'
                 self.check_nexthop(request, told[-1])
             elif kind == RTM_NEWROUTE and told and not of_kernel(told[-1]):
