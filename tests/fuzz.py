@@ -386,8 +386,9 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         assert override_of(asked) == override_of(got), f'asked for {asked.hex()}, got {got.hex()}'
         if told[0] == socket.AF_INET6 and told[4] & 4 and not find(told[8:], nl.NHA_GATEWAY):
             return      # set with the gateway ::, which leaves a flag that wants a gateway
-        if self.edit(nl.RTM_NEWNEXTHOP, EDITS[0], told, 'ENETDOWN'):
-            return      # its device has lost its carrier meanwhile
+        # Its device has lost its carrier, or a route by what it has replaced led to its gateway.
+        if self.edit(nl.RTM_NEWNEXTHOP, EDITS[0], told, 'ENETDOWN', 'EHOSTUNREACH'):
+            return
         copy = self.get(u32(COPY))
         assert copy.replace(u32(COPY), number) == told, f'another copy: {told.hex()} {copy.hex()}'
         self.edit(nl.RTM_DELNEXTHOP, 0, copy)
