@@ -305,7 +305,8 @@ parse_options() {
 
 # take SPEC...: the options of one script, from ARGS.  'variable=--option' is set to 1, with
 # WHAT behind it to a value, which is 'a number', 'this|that' or anything; 'array+=--option'
-# collects.  What is no option stays in ARGS; it has to be like WORDS, a pattern.
+# collects.  What is no option stays in ARGS; it has to be like WORDS, a pattern.  '--' and
+# what follows stays there as it is.
 take() {
 	local specs=("$@") spec what value
 	set -- "${ARGS[@]}"
@@ -322,6 +323,7 @@ take() {
 		if [ -z "$spec" ]; then
 			# shellcheck disable=SC2053  # a pattern
 			[[ -n $1 && $1 == @(${WORDS:-}) ]] || die "unknown argument '$1' (see -h)"
+			[ "$1" != -- ] || { ARGS+=("$@"); break; }
 			ARGS+=("$1")
 		elif [ -n "$what" ]; then
 			what=${what# } value=${2-}
@@ -336,6 +338,14 @@ take() {
 		esac
 		shift
 	done
+}
+
+# build_proof_kernel: get, patch and build what stress, fuzz and faults run on.
+build_proof_kernel() {
+	need ip:iproute2 nft:nftables /usr/bin/python3:python3
+	[ -e "$TREE/.git" ] || verb fetch
+	verb apply
+	verb build uml --with debug --with proof
 }
 
 # lock_tree -x: no other script uses the base's tree; -s: none changes it.

@@ -6,7 +6,6 @@ SERIES_CHECKS=(
 "cover-letter     each posting has a cover letter; base and tree are named"
 "size             limits of patches a posting and of added lines of code, without tests
                    and documents: a patch, the stack without repairs"
-"b4               'b4 am' takes it from a mailbox and makes the branch"
 "machine-code     ip_finish_output2(), ip6_finish_output2(): without the option that of the base"
 "sizes            struct rtable, rt6_info, fib_nh_common: growth and place (pahole)"
 "uapi             headers_install; the UAPI header compiles alone as C and C++"
@@ -90,52 +89,6 @@ check_size() {
 			finding "1-link to $posting add $lines lines of code, more than $limit"
 	done
 	echo "${said}all: ${#COMMITS[@]} patches, $(added_code posting/0-repairs "$BRANCH") lines of code but for 0-repairs"
-}
-
-# mailbox POSTING: its patches as a mailbox: the letters get the ids that a mailer gives them, and
-# each header in one line: the b4 of Debian 12 breaks off at one that is folded.
-# It folds a From of more than 78 columns itself, hence the short one.
-mailbox() {
-	local file number=0
-	for file in "$PATCHES/$1"/0*.patch; do
-		echo "From mboxrd@z Thu Jan  1 00:00:00 1970"
-		echo "Message-Id: <$number.check@example.org>"
-		[ "$number" = 0 ] || printf '%s: <0.check@example.org>\n' In-Reply-To References
-		awk '
-			NR == 1 { next }
-			body { print; next }
-			/^$/ { print header "\n"; body = 1; next }
-			/^[ \t]/ { if (!from) { sub(/^[ \t]+/, " "); header = header $0 } next }
-			header != "" { print header }
-			{ header = /^From: / ? "From: check <check@example.org>" : $0; from = /^From: / }
-			END { print "" }' "$file"
-		number=$((number + 1))
-	done
-}
-
-check_b4() {
-	local tree=$WORK/b4-tree out=$WORK/b4-out posting
-	want b4:b4
-	rm -rf "$WORK/b4-home" "$out"
-	mkdir -p "$WORK/b4-home" "$out"
-	printf '[user]\n\tname = check\n\temail = check@example.org\n[safe]\n\tdirectory = *\n' \
-		>"$WORK/b4-home/gitconfig"
-	begin_aside "$tree"
-	for posting in "${POSTINGS[@]}"; do
-		mailbox "$posting" >"$out/mailbox"
-		# Without the user's settings, network and cache
-		(cd "$tree" && HOME=$WORK/b4-home XDG_CACHE_HOME=$WORK/b4-home \
-			XDG_DATA_HOME=$WORK/b4-home GIT_CONFIG_NOSYSTEM=1 \
-			GIT_CONFIG_GLOBAL=$WORK/b4-home/gitconfig timeout 120 b4 --offline-mode \
-			--no-interactive am --no-cache -m "$out/mailbox" -o "$out" -n "$posting" \
-			0.check@example.org </dev/null)
-		am_aside "$tree" --no-3way "$out/$posting.mbx"
-	done
-	[ "$(tree_git -C "$tree" rev-parse 'HEAD^{tree}')" = "$(tree_git rev-parse "$BRANCH^{tree}")" ] ||
-		finding "another tree than the branch"
-	grep -q 'base-commit' "$out/${POSTINGS[0]}.cover" || finding "b4 am lost the base"
-	discard_aside "$tree"
-	echo "${#COMMITS[@]} patches, the tree of the branch ($(b4 --version))"
 }
 
 # code_of OBJECT FUNCTION: without addresses, which other functions move.
