@@ -21,7 +21,8 @@ import netlink as nl
 from lab import allocated, unreferenced
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWROUTE, RTM_DELROUTE, NHA_FDB = 16, 17, 24, 25, 11
-RTA_PRIORITY, RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_NH_ID = 6, 9, 12, 15, 30
+RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_CACHEINFO = 6, 7, 9, 12
+RTA_TABLE, RTA_NH_ID = 15, 30
 RTN_BLACKHOLE = 6
 COMPLAINTS = b'WARNING:', b'BUG:', b'KASAN:', b'refcount_t:'
 OVERRIDES = nl.NHA_NEIGH_OVERRIDE, nl.RTA_NEIGH_OVERRIDE
@@ -231,7 +232,7 @@ def settable(kind, body):
         # The scope cannot be set, nor what tells how a dump was asked for.
         return head[:1] + b'\0' + head[2:] + nl.attribute(nl.NHA_ID, u32(COPY)) + join(
             pair for pair in split(data) if pair[0] not in (nl.NHA_ID, nl.NHA_OP_FLAGS))
-    own = (nl.RTA_DST, RTA_PRIORITY, RTA_TABLE, RTA_NH_ID)
+    own = (nl.RTA_DST, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE, RTA_NH_ID)
     if kind == RTM_DELROUTE and head[7] == RTN_BLACKHOLE and find(data, RTA_NH_ID):
         # That is its nexthop; it was made with another type.
         head = head[:7] + b'\0' + head[8:]

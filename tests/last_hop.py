@@ -11,6 +11,7 @@ import socket
 
 from lab import (DEADLINE, GW, HOST, IPV6, PORT, Row, both, family, flow, inside, ip, ip_batch,
                  ip_in, run, run_in, write)
+from flowtable import established, flowtable, gw_nexthop, tunnel
 from forwarding import balanced
 from proxy import (CLIENT, NEAR, NEIGHBOURS, PROXY, PROXY_PORT, ROUTER, add_overrides, namespace,
                    proxied)
@@ -42,6 +43,19 @@ def balanced_answers(wire, prefix):
             far.recv(100)
             yield expect_frames(frames_to(wire, prefix[1]), (GW, HOST))
     ip(f'nexthop delete {nexthop}')
+
+
+@both
+def flow_in_tunnel(wire, prefix):
+    """tunnel flow"""
+    outer = f'{family(prefix).beyond}2'
+    with flowtable(family(prefix)), tunnel(prefix):
+        for number, note, neigh, status in (
+                (357, ': plain', '', 'offloaded'),
+                (358, ': last hop', 'neigh selector last-hop', 'not offloaded')):
+            with gw_nexthop(number, f'dev eth1 {neigh}', outer), \
+                    established(wire, prefix[1]) as datagrams:
+                yield from datagrams.observe(note, status)
 
 
 # --- a transparent proxy ---
@@ -120,4 +134,4 @@ def proxied_answers(_, prefix):
                   f'{before}, then {wrong_frames() - before}', None)
 
 
-CASES = (balanced_answers, proxied_answers)
+CASES = (balanced_answers, flow_in_tunnel, proxied_answers)
