@@ -4,14 +4,11 @@ import contextlib
 import socket
 
 from lab import (DEADLINE, GW, HOST, IPV4, IPV6, MBOX, TRANSPARENT, VMAC, Failure, Row, both,
-                 capture, describe, family, inside, ip_batch, ip_in, nobody, passed, run, run_in,
-                 stat, without_inet6)
+                 capture, describe, family, inside, ip_batch, ip_in, passed, run, run_in, stat)
 from traffic import protocol_and_destination
 
 # Both ends of the cable between gw and server
 GW_TO_SERVER, SERVER = '02:00:00:00:02:01', '02:00:00:00:02:02'
-# An address that gw takes for that of a group of hosts: server gets it as well.
-GROUP_MAC = '03:00:00:00:02:03'
 ROUNDS = 5
 
 RULES = '''table inet flows {
@@ -31,11 +28,6 @@ def slow_packets():
     return int(listed.partition('packets ')[2].split()[0])
 
 
-def group(fam):
-    """The address that belongs to it."""
-    return f'{fam.beyond}3'
-
-
 def client(fam):
     """The source of packets to server: gw has a route of its own to it."""
     return f'{fam.lan}150'
@@ -47,13 +39,11 @@ def flowtable(fam):
     with inside('gw'):
         run('nft', RULES)
     ip_batch('host', f'address add {client(fam)} dev eth0')
-    ip_batch('gw', f'neigh replace {group(fam)} lladdr {GROUP_MAC} nud permanent dev eth1')
     try:
         yield
     finally:
         with inside('gw'):
             run('nft', 'flush ruleset')
-        ip_batch('gw', f'neigh delete {group(fam)} dev eth1')
         ip_batch('host', f'address delete {client(fam)} dev eth0')
 
 
@@ -157,45 +147,6 @@ def established(wire, address):
 
 
 @both
-def flow_plain(wire, prefix):
-    """flowtable"""
-    with flowtable(family(prefix)), established(wire, prefix[1]) as flow:
-        yield from flow.observe(': plain', 'offloaded', there=(SERVER, GW_TO_SERVER),
-                                back=(HOST, GW))
-
-
-@both
-def flow_there(wire, prefix):
-    """flow there"""
-    fam = family(prefix)
-    with flowtable(fam):
-        for note, neigh, frame in (
-                (': via', f'via {group(fam)}', (GROUP_MAC, GW_TO_SERVER)),
-                (': lladdr', f'lladdr {GROUP_MAC}', (GROUP_MAC, GW_TO_SERVER)),
-                (': source', f'src-lladdr {VMAC}', (SERVER, VMAC))):
-            words = f'via {fam.beyond}2 dev eth1 neigh {neigh}'
-            with gw_nexthop(350, words, prefix), established(wire, prefix[1]) as flow:
-                yield from flow.observe(note, 'offloaded', there=frame)
-
-
-@both
-def flow_back(wire, prefix):
-    """flow back"""
-    fam = family(prefix)
-    with flowtable(fam):
-        for note, neigh, frame in without_inet6(fam, (
-                (': via', f'via {fam.mbox}', (MBOX, GW)),
-                (': via inet6', 'via inet6 2001:db8::9', (MBOX, GW)),
-                (': lladdr', f'lladdr {MBOX}', (MBOX, GW)),
-                (': source', f'src-lladdr {VMAC}', (HOST, VMAC)),
-                (': preserve', 'preserve', (HOST, GW)),
-                (': fallback', f'via {nobody(fam)} fallback', (HOST, GW)))):
-            with gw_nexthop(351, f'dev eth0 neigh {neigh}', client(fam)), \
-                    established(wire, prefix[1]) as flow:
-                yield from flow.observe(note, 'offloaded', back=frame)
-
-
-@both
 def flow_later(wire, prefix):
     """flowtable"""
     fam = family(prefix)
@@ -279,4 +230,4 @@ def flow_bridge(wire, prefix):
         ip_batch('gw', 'link del br1')
 
 
-CASES = (flow_plain, flow_there, flow_back, flow_later, flow_counted, flow_tunnel, flow_bridge)
+CASES = (flow_later, flow_counted, flow_tunnel, flow_bridge)
