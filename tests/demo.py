@@ -114,10 +114,13 @@ def heading(module):
 
 
 def print_list():
+    lines = []
     for module, part in itertools.groupby(all_cases(), lambda case: case[0]):
-        print(f'{module.__name__}: {heading(module)}')
-        for _, case, prefix in part:
-            print(f'  {name_of(case, prefix):33}{title(case, prefix)}')
+        lines += [f'{module.__name__}: {heading(module)}',
+                  *(f'  {name_of(case, prefix):33}{title(case, prefix)}'
+                    for _, case, prefix in part)]
+    # At once: whoever reads it may go away after a few lines.
+    print('\n'.join(lines))
 
 
 def title(case, prefix):
