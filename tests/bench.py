@@ -170,7 +170,7 @@ def cases_of(where):
 FLOWTABLE = ('ip neigh add 198.51.100.2 lladdr 02:00:00:00:01:01 nud permanent dev in0',
              ('nft', 'table ip flows { '
                      'flowtable fast { hook ingress priority 0; devices = { eth0, in0 }; }; '
-                     'chain c { type filter hook forward priority 0; flow add @fast; } }'))
+                     'chain c { type filter hook forward priority 0; flow add @fast; }; }'))
 
 
 def flow_cases():

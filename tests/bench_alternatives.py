@@ -160,10 +160,6 @@ def cases(make_case):
                        (*DETOUR, nft('netdev', 'type filter hook egress device bpf0 priority 0;',
                                      'fwd ip to 192.0.2.9 device "eth0"')), MBOX, HOST, 2,
                        each=DETOUR_DESTINATIONS)
-            yield case('ipvs', 'IPVS DR (no source)',
-                       (PLAIN[1], OTHER, 'ipvsadm -A -u 203.0.113.1:9 -s rr',
-                        'ipvsadm -a -u 203.0.113.1:9 -r 192.0.2.9 -g'), MBOX, HOST,
-                       each=CONNECTIONS)
         else:
             yield case('nft-fwd', 'nft netdev fwd to, at ingress (no source)',
                        (OTHER, nft('netdev', 'type filter hook ingress device in0 priority 0;',
