@@ -30,8 +30,6 @@ TC_FILTER = 'tc filter add dev eth0 egress matchall action'
 BRIDGE = ('device br0 link add br0 address {host} type bridge', 'ip link set eth0 master br0',
           'bridge fdb add {gw} dev eth0 master static')
 BRIDGES = tuple(f'bridge {number}' for number in range(8))
-# IPVS finds its connections by a hash: one from another port in each host.
-CONNECTIONS = ('',) * 4
 # Out of another device, where a program sends them on
 DETOUR = ('ip link add bpf0 type dummy', 'ip link set bpf0 up',
           'ip route add 203.0.113.0/24 dev bpf0', OTHER, 'destination {each}')
