@@ -154,7 +154,9 @@ def flow_later(wire, prefix):
             established(wire, prefix[1]) as flow:
         yield from flow.observe(': before', 'offloaded', back=(HOST, GW))
         replace(f'dev eth0 neigh via {fam.mbox}')
-        flow.exchange()
+        # gw asks for mbox first.
+        for _ in range(2):
+            flow.exchange()
         yield from flow.observe(': override', 'offloaded', back=(MBOX, GW))
         replace('dev eth0')
         flow.exchange()
