@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ HEADER = {RTM_NEWLINK: 16, RTM_DELLINK: 16, RTM_NEWROUTE: 12, RTM_DELROUTE: 12,
 EDITS = (nl.NLM_F_CREATE | nl.NLM_F_EXCL, nl.NLM_F_CREATE | nl.NLM_F_REPLACE, nl.NLM_F_CREATE,
          nl.NLM_F_REPLACE, nl.NLM_F_CREATE | 0x800, 0)          # NLM_F_APPEND
 DEBUG, NETDEVSIM, LIBC = Path('/sys/kernel/debug'), Path('/sys/bus/netdevsim'), ctypes.CDLL(None)
+PATIENCE = 90
 KCOV_WORDS, COPY, ROUND, RTM_F_CLONED, RTM_F_FIB_MATCH = 1 << 17, 0x7ffffff0, 1000, 0x200, 0x2000
 
 # Devices have the same numbers in every round.
@@ -275,6 +277,7 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
         self.base, self.seed, self.started, self.said = base, seed, time.monotonic(), 0
         self.area, self.seen, self.corpus, self.news, self.history = kcov(), set(), [], None, []
         self.sent = self.accepted = self.findings = 0
+        self.alive = self.started
         self.log = os.fdopen(os.open('/dev/kmsg', os.O_RDONLY | os.O_NONBLOCK), 'rb', 0)
 
     def enter(self):
@@ -290,10 +293,19 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
 
     def ask(self, kind, flags, body):
         """Send a request: the error, or nothing, and what has come back."""
+        self.alive = time.monotonic()
         try:
             return '', nl.request(kind, flags, body)
         except nl.KernelError as error:
             return str(error), []
+
+    def watch(self):
+        """A request that does not end is a finding: a device that waits to be released, say."""
+        while time.monotonic() < self.alive + PATIENCE:
+            time.sleep(1)
+        print(f'FINDING no answer for {PATIENCE} s\n  seed {self.seed}\n  --replay', *self.history,
+              flush=True)
+        os._exit(1)     # pylint: disable=protected-access
 
     def hear(self):
         """What was told to everybody since the last time: type and body."""
@@ -465,6 +477,7 @@ class Fuzzer:   # pylint: disable=too-many-instance-attributes
     def leaks(self):
         """What is left in memory when nothing should be is a finding."""
         self.enter()
+        self.alive += 600   # kmemleak takes its time
         time.sleep(8)       # namespaces go, and objects come of the age that is reported
         # Those of the idle task are from before the kernel was up.
         found = allocated() + [text for text in unreferenced() if 'comm "swapper/0"' not in text]
@@ -481,6 +494,7 @@ def main():
     parser.add_argument('--replay', nargs='+', type=bytes.fromhex, metavar='HEX')
     options = parser.parse_args()
     fuzzer, number = Fuzzer(options.base, options.seed), 0
+    threading.Thread(target=fuzzer.watch, daemon=True).start()
     if options.replay:
         fuzzer.round((*struct.unpack_from('=HH', one), one[4:]) for one in options.replay)
     while not options.replay and time.monotonic() < fuzzer.started + options.seconds:
